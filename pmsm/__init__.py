@@ -1,0 +1,35 @@
+"""pmsm: turn a trained PyTorch network into a spiking network that is exact at the first timestep."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pmsm.ann.train import evaluate, train
+    from pmsm.methods import METHODS, PMSM, QCFS
+    from pmsm.qann.calibrate import calibrate, kept
+    from pmsm.qann.quantize import clipped, quantize
+    from pmsm.snn.convert import RULES, convert
+    from pmsm.snn.simulate import Run, simulate
+    from pmsm.snn.temporal import Rule
+    from pmsm.snn.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate", "kept", "quantize",
+    "simulate", "train", "verify",
+]  # fmt: skip
+
+_HOME = {
+    "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
+    "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize", "quantize": "qann.quantize",
+    "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.simulate", "simulate": "snn.simulate",
+    "Rule": "snn.temporal", "verify": "snn.verify", "evaluate": "ann.train", "train": "ann.train",
+}  # fmt: skip
+"""Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load torch."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pmsm' has no attribute {name!r}")
+    return getattr(import_module(f"pmsm.{_HOME[name]}"), name)

@@ -1,0 +1,7 @@
+"""The conversion methods: one file each, one line here; the laws are tested over all of them."""
+
+from pmsm.methods.base import Method
+from pmsm.methods.pmsm import PMSM
+from pmsm.methods.qcfs import QCFS
+
+METHODS: dict[str, type[Method]] = {"pmsm": PMSM, "qcfs": QCFS}

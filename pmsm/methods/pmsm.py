@@ -1,0 +1,119 @@
+"""Polarity Multi-Spike Mapping: a signed quantizer with a learned positive step, and its multi-spike neuron.
+
+Idea: arXiv:2508.14520. Only its abstract is public; every formula here is this project's own.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pmsm.methods.base import Chooser, Method, Neuron, Quantizer, Site, Start
+
+SPLITS = ("entropy", "rectified", "leaky", "symmetric")
+
+
+@dataclass(frozen=True)
+class PMSM(Method):
+    """Settings of Polarity Multi-Spike Mapping.
+
+    Args:
+        levels: number of codes per site, at least 2; 5, 9, 17 and 33 are the usual choices.
+        split: how the codes are shared out below and above zero.
+            "entropy": by the entropy rule, from the signal that the float network transmits: behind ReLU there is
+            nothing below zero, elsewhere the split with the best criterion wins.
+            "rectified", "leaky", "symmetric": no codes below zero, about one for every three above, as many as above.
+            The last two replace ReLU by the signed quantizer, so that the negative values behind BatchNorm survive;
+            the network must then be trained. A pair (quant_min, quant_max) sets the split by hand.
+        per_channel: one step for each channel instead of one for the site.
+
+    Raises:
+        ValueError: levels < 2, an unknown split, or a pair that is not quant_min <= 0 < quant_max.
+    """
+
+    levels: int = 9
+    split: str | tuple[int, int] = "entropy"
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"PMSM needs a whole number of levels >= 2, got {self.levels!r}. Write PMSM(levels=9).")
+        if isinstance(self.split, str):
+            if self.split not in SPLITS:
+                raise ValueError(f"PMSM needs split in {SPLITS} or a pair, got {self.split!r}.")
+            return
+        quant_min, quant_max = self.split
+        if not quant_min <= 0 < quant_max:
+            raise ValueError(f"PMSM needs quant_min <= 0 < quant_max, got {quant_min} and {quant_max}.")
+        if quant_max - quant_min + 1 != self.levels:
+            raise ValueError(
+                f"PMSM needs quant_max - quant_min + 1 == levels, got {quant_min}..{quant_max} and {self.levels} "
+                f"levels. Write PMSM(levels={quant_max - quant_min + 1}, split=({quant_min}, {quant_max}))."
+            )
+
+    def quantizer(self, site: Site = Site()) -> "PMSMQuantizer":  # noqa: B008 -- Site is frozen
+        """A new, uncalibrated quantizer for `site`."""
+        return PMSMQuantizer(self, site)
+
+    def splits(self, rectified: bool) -> list[tuple[int, int]]:
+        """Candidate (quant_min, quant_max) for a site behind ReLU, or behind anything else.
+
+        >>> PMSM(levels=5).splits(rectified=True), PMSM(levels=5, split="symmetric").splits(rectified=True)
+        ([(0, 4)], [(-2, 2)])
+        """
+        top = self.levels - 1
+        if not isinstance(self.split, str):
+            return [self.split]
+        below = {"rectified": 0, "leaky": top // 4, "symmetric": top // 2}
+        if self.split in below:
+            return [(-below[self.split], top - below[self.split])]
+        return [(0, top)] if rectified else [(-n, top - n) for n in range(top)]
+
+
+class PMSMQuantizer(Quantizer):
+    """Trainable quantizer of PMSM: `scale = start * exp(rho)`, positive by construction.
+
+    The gradient of `rho` is scale * d/dscale, divided by sqrt(elements per step * max(-quant_min, quant_max)) so that
+    step and weights move at comparable speed (the scaling of LSQ, Esser et al. 2020, for a step in log form).
+    """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("rho",)
+
+    def __init__(self, method: PMSM, site: Site):
+        super().__init__(site)
+        self.method = method
+        shape = site.scale_shape(method.per_channel)
+        self.register_buffer("start", torch.ones(shape))
+        self.start: Tensor
+        self.rho = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def sees_rectified(self) -> bool:
+        """Whether negative values are dropped before they are coded."""
+        return self.site.rectified and self.method.split in ("entropy", "rectified")
+
+    def scale(self) -> Tensor:
+        """The step, positive, in activation units."""
+        return self.start * self.rho.exp()
+
+    def calibrate(self, choose: Chooser) -> None:
+        """Set step and bounds to the best that `choose` finds among the splits of the method."""
+        self.set_start(choose(self.method.splits(self.sees_rectified)))
+
+    def set_start(self, start: Start) -> None:
+        """Take `start` as step and bounds, and forget what training had learned of them."""
+        with torch.no_grad():
+            self.start.copy_(start.scale)
+            self.rho.zero_()
+        self._set_bounds(start.quant_min, start.quant_max)
+
+    def gradient_factor(self, x: Tensor) -> float:
+        """1 / sqrt(elements per step * largest count)."""
+        return (x.numel() / self.rho.numel() * max(-self.quant_min, self.quant_max)) ** -0.5
+
+    def neuron(self, mode: str = "integrate") -> Neuron:
+        """The neuron with threshold = scale; over several timesteps it bounds its running total."""
+        if mode != "integrate":
+            raise ValueError(f"PMSM has the mode 'integrate', got {mode!r}.")
+        return Neuron(self._threshold(), self.quant_min, self.quant_max)

@@ -1,0 +1,148 @@
+"""One rounding rule, used by every quantizer and every neuron, each direction in one pass through the cache.
+
+The element-wise chains below are memory bound. On a CPU they run block by block, so that a tensor travels through
+main memory once instead of once per operation; every operation is correctly rounded, so the block size cannot
+change a bit of the result.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 15
+"""Elements per block: 128 KiB in float32, a few of which fit into the second-level cache of a core."""
+
+
+def count(v: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Signed spike count of the membrane potential `v`.
+
+    Args:
+        v: [...], potential / threshold (dimensionless).
+        quant_min, quant_max: most negative and most positive count; quant_min <= 0 < quant_max.
+
+    Returns:
+        [...], whole numbers in [quant_min, quant_max], dtype of `v`.
+
+    `Quantizer` and `Neuron` both call this, so they agree bit for bit at T=1. Ties go up: `torch.round`, which sends
+    them to the even side, is another rule. Formula of this project, after the idea of arXiv:2508.14520.
+
+    >>> count(torch.tensor([-9.0, -0.5, 0.4, 2.5]), -2, 3)
+    tensor([-2.,  0.,  0.,  3.])
+    """
+    return count_(v.clone(), quant_min, quant_max)
+
+
+def count_(v: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """`count`, overwriting `v` with its result: the one place where the rule is written down."""
+    return v.add_(0.5).floor_().clamp_(quant_min, quant_max)
+
+
+def quantize(
+    x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float = 0.5, gradient_factor: float = 1.0
+) -> Tensor:
+    """`scale * count(x / scale)`, with the straight-through gradient in `x` and the exact one in `scale`.
+
+    Args:
+        x: [...], activation; half precisions are computed in the precision of `scale` and returned in their own.
+        scale: scalar or broadcastable to `x` with every dimension 1 but the channel's; positive, activation units.
+        slack: how far beyond the outermost codes, in steps, the gradient of `x` still passes: 1/2 for PMSM (the whole
+            cell of the outermost code), 0 for QCFS.
+        gradient_factor: multiplies the gradient of `scale` only.
+
+    Returns:
+        [...], whole multiples of `scale` between quant_min and quant_max.
+
+    With u = x / scale, k = count(u) and "inside" = quant_min - slack <= u < quant_max + slack:
+    d/dx = 1 inside, else 0; d/dscale = k - u inside, k outside.
+    """
+    return _Quantize.apply(x, scale, quant_min, quant_max, slack, gradient_factor)
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, quant_min, quant_max, slack, gradient_factor):
+        ctx.save_for_backward(x, scale)  # x alone: codes and mask are cheaper to recompute than to keep
+        ctx.settings = quant_min, quant_max, slack, gradient_factor
+        return _forward(x, scale, quant_min, quant_max)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale = ctx.saved_tensors
+        quant_min, quant_max, slack, gradient_factor = ctx.settings
+        grad_x, grad_scale = _backward(grad, x, scale, quant_min, quant_max, slack)
+        return grad_x, grad_scale * gradient_factor, None, None, None, None
+
+
+def _forward(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    if torch.compiler.is_compiling():
+        return (count_(x.to(scale.dtype) / scale, quant_min, quant_max) * scale).to(x.dtype)
+    out = torch.empty_like(x)
+    for x_, out_ in blocks(scale, x, out):
+        u = torch.div(x_.to(scale.dtype), scale, out=out_ if out_.dtype == scale.dtype else None)
+        count_(u, quant_min, quant_max).mul_(scale)
+        if u.dtype != out_.dtype:
+            out_.copy_(u)
+    return out
+
+
+def _backward(
+    grad: Tensor, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float
+) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        grad_x, grad_scale = _backward_block(grad, x, scale, quant_min, quant_max, slack)
+        return grad_x.to(x.dtype), grad_scale
+    grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
+    for grad_, x_, out_ in blocks(scale, grad, x, grad_x):
+        grad_x_, grad_scale_ = _backward_block(grad_, x_, scale, quant_min, quant_max, slack)
+        out_.copy_(grad_x_)
+        grad_scale += grad_scale_
+    return grad_x, grad_scale
+
+
+def _backward_block(
+    grad: Tensor, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float
+) -> tuple[Tensor, Tensor]:
+    u = x.to(scale.dtype) / scale
+    code = (u + 0.5).floor_()
+    if slack == 0.5:  # inside exactly where clamping changes nothing
+        clamped = code.clamp(quant_min, quant_max)
+        inside = code.eq_(clamped)
+    else:
+        clamped = code.clamp_(quant_min, quant_max)
+        inside = ((u >= quant_min - slack) & (u < quant_max + slack)).to(scale.dtype)
+    grad = grad.to(scale.dtype)
+    slope = torch.addcmul(clamped, u, inside, value=-1)
+    if scale.numel() == 1:
+        grad_scale = torch.sum(slope.mul_(grad)).reshape(scale.shape)
+    else:
+        grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
+    return inside.mul_(grad), grad_scale
+
+
+def blocks(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape, in step, into views of about `BLOCK` elements; on a GPU, one piece.
+
+    Args:
+        scale: what the pieces will be combined with; a scalar lets them be flat, otherwise they are cut along dim 0.
+    """
+    first = tensors[0]
+    if first.device.type != "cpu" or first.numel() <= BLOCK:
+        yield tensors
+        return
+    if scale.numel() == 1 and all(t.stride() == first.stride() for t in tensors):
+        flat = [_flat(t) for t in tensors]
+        if all(f is not None for f in flat):
+            yield from zip(*(f.split(BLOCK) for f in flat if f is not None), strict=True)
+            return
+    rows = max(1, BLOCK * first.shape[0] // first.numel())
+    yield from zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def _flat(x: Tensor) -> Tensor | None:
+    """`x` as one dimension without a copy, or None where its memory has holes or an unusual order."""
+    if x.is_contiguous():
+        return x.view(-1)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).view(-1)
+    return None

@@ -1,0 +1,277 @@
+"""Which step and split each site starts with: chosen from data as they stream by, or from BatchNorm without data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmsm import graph
+from pmsm.errors import CalibrationError
+from pmsm.graph import Network, Node
+from pmsm.methods.base import Quantizer
+from pmsm.qann import entropy
+from pmsm.qann.quantize import moves_codes
+
+
+def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule: str = "entropy") -> Network:
+    """Choose step and split of every site, by what the float network sends through it.
+
+    Args:
+        qann: quantized network; filled in place, what training had learned of its steps is forgotten.
+        batches: inputs, batch dimension first: one tensor, or an iterable of tensors or of (input, label) pairs. They
+            stream by: memory does not depend on their number. None: use the Gaussian that BatchNorm implies.
+        rule: "entropy", "mse", "percentile" or "kl".
+
+    Returns:
+        `qann`, in evaluation mode.
+
+    Raises:
+        CalibrationError: no batches, NaN or Inf, a site without any signal, or no batches and a site without BatchNorm.
+        ValueError: unknown rule.
+    """
+    if rule not in entropy.RULES:
+        raise ValueError(f"calibrate needs a rule out of {', '.join(map(repr, entropy.RULES))}, got {rule!r}.")
+    qann.eval()
+    found = _implied(qann) if batches is None else _observed(qann, batches)
+    _refuse_silent(found)
+    for quantizer, distribution in found.items():
+
+        def choose(splits: list[tuple[int, int]], distribution=distribution, quantizer=quantizer):
+            start = entropy.choose(distribution, splits, rule)
+            return start._replace(scale=start.scale.float().reshape(quantizer.scale().shape))
+
+        quantizer.calibrate(choose)
+    return qann
+
+
+def inputs_of(network: Network, batch: Any) -> tuple[Any, ...]:
+    """The inputs in a batch: the batch itself, or the first entries of an (input, ..., label) tuple."""
+    number = sum(node.op == "placeholder" and not node.args for node in network.graph.nodes)
+    return tuple(batch[:number]) if isinstance(batch, tuple | list) else (batch,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer, entropy.Distribution]:
+    histograms: dict[Quantizer, entropy.Histogram] = {}
+    for _, quantizer in graph.modules(qann, Quantizer):
+        channels = quantizer.scale().numel()
+        histograms[quantizer] = entropy.Histogram(channels, bins=8192 if channels == 1 else 1024)
+        quantizer.observer = _observer(quantizer, histograms[quantizer])
+    seen = 0
+    try:
+        with torch.no_grad():
+            for batch in [batches] if isinstance(batches, Tensor) else batches:
+                inputs = inputs_of(qann, batch)
+                _refuse_bad_batch(inputs, seen)
+                qann(*inputs)
+                seen += 1
+    finally:
+        for quantizer in histograms:
+            quantizer.observer = None
+    if seen == 0:
+        raise CalibrationError(
+            "there is no batch to calibrate on. Pass at least one: pmsm.calibrate(qann, [x]) with x a batch of inputs."
+        )
+    return {quantizer: histogram.finish() for quantizer, histogram in histograms.items()}
+
+
+def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
+    def observe(x: Tensor) -> None:
+        per_channel = x.movedim(quantizer.site.channel_dim, 0).flatten(1)
+        values = per_channel if histogram.zeros.numel() > 1 else x.reshape(1, -1)
+        if not bool(torch.isfinite(values).all()):
+            raise CalibrationError(
+                f"NaN or Inf arrives at site {quantizer.site.name!r}, though the batch itself is finite: activations "
+                f"overflow in front of it. Check the weights there, and the normalization of the inputs."
+            )
+        histogram.update(values)
+
+    return observe
+
+
+def _refuse_bad_batch(inputs: tuple[Any, ...], number: int) -> None:
+    for x in inputs:
+        if isinstance(x, Tensor) and x.numel() == 0:
+            raise CalibrationError(f"batch {number} is empty, shape {tuple(x.shape)}. Leave empty batches out.")
+        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise CalibrationError(
+                f"batch {number} holds {bad} values that are NaN or Inf. Remove or repair those samples; "
+                f"torch.isfinite(x) finds them."
+            )
+
+
+def _refuse_silent(found: dict[Quantizer, entropy.Distribution]) -> None:
+    silent = [q.site.name for q, distribution in found.items() if not bool((distribution.rms > 0).any())]
+    if silent:
+        raise CalibrationError(
+            f"no signal at all reaches {', '.join(map(repr, silent))}: every value is zero. Calibrate on data that the "
+            f"network was made for, or remove the dead layer in front of it."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Moments:
+    """[1, ...] mean and variance, shaped as the signal of one sample, if every BatchNorm does what it was trained to do."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def per_channel(self, channel_dim: int) -> tuple[Tensor, Tensor]:
+        """[C] mean and variance over one sample's positions."""
+        mean, variance = (x.movedim(channel_dim, 0).flatten(1) for x in (self.mean, self.variance))
+        return mean.mean(1), variance.mean(1) + mean.var(1, correction=0)
+
+
+def _implied(qann: Network) -> dict[Quantizer, entropy.Distribution]:
+    """For each quantizer the Gaussians, one per channel, that BatchNorm implies in front of it."""
+    known: dict[Node, _Moments] = {}
+    found: dict[Quantizer, entropy.Distribution] = {}
+    for node in qann.graph.nodes:
+        moments = _moments(qann, node, known)
+        if moments is not None:
+            known[node] = moments
+        if graph.is_module(qann, node, (Quantizer,)) and node.all_input_nodes[0] in known:
+            quantizer: Any = graph.module_of(qann, node)
+            mean, variance = known[node.all_input_nodes[0]].per_channel(quantizer.site.channel_dim)
+            single = quantizer.scale().numel() == 1
+            found[quantizer] = _gaussian(mean, variance, rectified=quantizer.sees_rectified, mixture=single)
+    missing = [q.site.name for _, q in graph.modules(qann, Quantizer) if q not in found]
+    if missing:
+        raise CalibrationError(
+            f"without data there is no step for {', '.join(map(repr, missing))}: no BatchNorm in front tells the "
+            f"distribution. Pass data, pmsm.calibrate(qann, batches)."
+        )
+    return found
+
+
+def _gaussian(mean: Tensor, variance: Tensor, *, rectified: bool, mixture: bool = False) -> entropy.Gaussian:
+    return entropy.Gaussian(mean, variance.sqrt().clamp_min(1e-6), rectified=rectified, mixture=mixture)
+
+
+def _moments(qann: Network, node: Node, known: dict[Node, _Moments]) -> _Moments | None:
+    """Moments behind `node`, from those in front of it; None where nothing is known."""
+    if graph.is_module(qann, node, graph.BATCHNORMS):
+        return _behind_batchnorm(graph.module_of(qann, node), graph.shape_of(node))
+    inputs = [known[n] for n in node.all_input_nodes if n in known]
+    if not inputs or len(inputs) < len(node.all_input_nodes):
+        return None
+    if node.op == "call_function" and node.target in graph.ADDITIONS:
+        return _Moments(sum(i.mean for i in inputs), sum(i.variance for i in inputs))  # pyright: ignore
+    if graph.is_module(qann, node, (Quantizer, *graph.RELU)):
+        module: Any = graph.module_of(qann, node)
+        return _rectified(inputs[0]) if getattr(module, "sees_rectified", True) else inputs[0]
+    if moves_codes(qann, node) or graph.is_module(qann, node, (*graph.MAXPOOLS, *graph.AVGPOOLS)):
+        mean, variance = (
+            graph.apply(qann, node, {n: getattr(known[n], part) for n in node.all_input_nodes})
+            for part in ("mean", "variance")
+        )
+        return _Moments(mean, variance) if isinstance(mean, Tensor) else None
+    return None
+
+
+def _behind_batchnorm(norm: Any, shape: tuple[int, ...]) -> _Moments:
+    """Mean beta, variance gamma^2."""
+    zeros = torch.zeros(1, *shape[1:], dtype=torch.float64)
+    if not norm.affine:
+        return _Moments(zeros, zeros + 1)
+    per_channel = (1, -1, *[1] * (len(shape) - 2))
+    mean, gain = (x.detach().double().cpu().view(per_channel) for x in (norm.bias, norm.weight))
+    return _Moments(zeros + mean, zeros + gain**2)
+
+
+def _rectified(signal: _Moments) -> _Moments:
+    shape = signal.mean.shape
+    gaussian = _gaussian(signal.mean.flatten(), signal.variance.flatten(), rectified=True)
+    mean = (gaussian.rms**2 - gaussian.variance).clamp_min(0).sqrt()
+    return _Moments(mean.view(shape), gaussian.variance.view(shape))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a calibrated or trained network keeps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one site passes on, counted on data.
+
+    Args:
+        site: its name.
+        scale: the step (mean over channels), activation units.
+        histogram: code -> share of the values that got it.
+        entropy_bits: entropy of the code, at most log2(levels).
+        effective_bits: 1/2 log2(variance / MSE) of the value against its code.
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    scale: float
+    quant_min: int
+    quant_max: int
+    histogram: dict[int, float]
+    entropy_bits: float
+    effective_bits: float
+
+
+def kept(qann: Network, batches: Iterable[Any] | Tensor) -> list[Kept]:
+    """Count the codes of every site on `batches` (as for `calibrate`), in the order of execution.
+
+    The signal in front of a site is that of the quantized network itself, so errors made in earlier layers are in it.
+
+    Raises:
+        CalibrationError: a site has no step yet.
+    """
+    meters = {quantizer: _Meter(quantizer) for _, quantizer in graph.modules(qann, Quantizer)}
+    handles = [quantizer.register_forward_hook(meter) for quantizer, meter in meters.items()]
+    qann.eval()
+    try:
+        with torch.no_grad():
+            for batch in [batches] if isinstance(batches, Tensor) else batches:
+                qann(*inputs_of(qann, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [meter.read() for meter in meters.values()]
+
+
+class _Meter:
+    """Forward hook that counts codes and sums the moments of signal and error."""
+
+    def __init__(self, quantizer: Quantizer):
+        self.quantizer = quantizer
+        self.codes = torch.zeros(max(quantizer.levels, 1), dtype=torch.int64)
+        self.sums = torch.zeros(4, dtype=torch.float64)  # n, sum x, sum x^2, sum of squared errors
+
+    def __call__(self, quantizer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        x = args[0].relu() if self.quantizer.sees_rectified else args[0]
+        codes = (out / self.quantizer.scale()).round().long() - self.quantizer.quant_min
+        self.codes += torch.bincount(codes.flatten(), minlength=self.codes.numel()).cpu()
+        x, error = x.double(), (x - out).double()
+        self.sums += torch.tensor([x.numel(), x.sum(), (x * x).sum(), (error * error).sum()]).double()
+
+    def read(self) -> Kept:
+        quantizer, shares = self.quantizer, self.codes / self.codes.sum().clamp_min(1)
+        n, total, squares, errors = (float(s) for s in self.sums)
+        variance = torch.tensor(max(squares / n - (total / n) ** 2, 0.0))
+        return Kept(
+            site=quantizer.site.name,
+            shape=quantizer.site.shape[1:],
+            scale=float(quantizer.scale().detach().mean()),
+            quant_min=quantizer.quant_min,
+            quant_max=quantizer.quant_max,
+            histogram={quantizer.quant_min + i: float(share) for i, share in enumerate(shares)},
+            entropy_bits=float(entropy.entropy_bits(shares)),
+            effective_bits=float(entropy.effective_bits(torch.tensor(errors / n), variance)),
+        )

@@ -1,0 +1,246 @@
+"""ANN -> QANN: where the sites are, and a quantizer at each of them."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmsm import graph
+from pmsm.errors import QuantizationError
+from pmsm.graph import Network, Node
+from pmsm.methods.base import Method, Quantizer, Site
+
+
+def quantize(ann: nn.Module, method: Method, example: Any, *, leaves: Iterable[type[nn.Module]] = ()) -> Network:
+    """A quantized copy of a float network: a trainable, not yet calibrated quantizer at every site.
+
+    Sites are the activations, and the inputs of weighted layers that are not codes already; the network's own input
+    stays analog. A quantizer takes the place of ReLU and stands behind any other activation. MaxPool moves in front of
+    the quantizer, with which it commutes, so that every weighted layer receives codes at any number of timesteps.
+
+    Args:
+        ann: float network; left untouched.
+        method: algorithm and settings, e.g. `PMSM(levels=9)`.
+        example: a tensor, or a tuple of tensors for several inputs; one batch, batch dimension first.
+        leaves: module types to be kept as one opaque operator each.
+
+    Raises:
+        TraceError: the network cannot be written as a graph, or refuses the example.
+        QuantizationError: NaN or Inf among the weights, or no site.
+    """
+    _refuse_bad_weights(ann)
+    qann = graph.trace(ann, example, leaves)
+    _place_at_activations(qann, method)
+    _move_behind_pools(qann, method)
+    _place_at_weighted_inputs(qann, method)
+    if not any(True for _ in graph.modules(qann, Quantizer)):
+        kinds = sorted({getattr(k, "__name__", str(k)) for k in (graph.kind_of(qann, n) for n in qann.graph.nodes)})
+        raise QuantizationError(
+            f"no site found in {type(ann).__name__}: no activation and no weighted layer behind another layer among its "
+            f"operators ({', '.join(kinds)}). Pass the network itself, not a single layer of it, or name the module "
+            f"types that hide its layers from tracing otherwise than in leaves=."
+        )
+    return graph.finish(qann)
+
+
+def clipped(qann: Network) -> Network:
+    """The float network that the SNN tends to as T grows: each quantizer clips, and no longer rounds.
+
+    At each site x -> min(max(x, quant_min * scale), quant_max * scale).
+    """
+    limit = copy.deepcopy(qann).eval()
+    for node, quantizer in list(graph.modules(limit, Quantizer)):
+        limit.set_submodule(str(node.target), Clip(quantizer))
+    return graph.finish(limit)
+
+
+class Clip(nn.Module):
+    """min(max(x, low), high), with the bounds of a quantizer; activation units."""
+
+    def __init__(self, quantizer: Quantizer):
+        super().__init__()
+        self.register_buffer("low", quantizer.scale().detach() * quantizer.quant_min)
+        self.register_buffer("high", quantizer.scale().detach() * quantizer.quant_max)
+        self.low: Tensor
+        self.high: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] -> [...]."""
+        return torch.minimum(torch.maximum(x, self.low), self.high)
+
+
+def _refuse_bad_weights(ann: nn.Module) -> None:
+    bad = [
+        name
+        for name, tensor in (*ann.named_parameters(), *ann.named_buffers())
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if bad:
+        raise QuantizationError(
+            f"{type(ann).__name__} holds NaN or Inf in {', '.join(bad)}. Load sound weights, or train again with a "
+            f"smaller learning rate."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the sites are
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _place_at_activations(qann: Network, method: Method) -> None:
+    """A quantizer in place of ReLU, behind any other activation; none where no weighted layer reads the result."""
+    read = _read_by_weighted(qann)
+    for node in list(qann.graph.nodes):
+        if not graph.is_module(qann, node, graph.ACTIVATIONS) or node not in read:
+            continue
+        if graph.is_module(qann, node, graph.RELU):
+            site = _site(qann, node, str(node.target), rectified=True)
+            qann.set_submodule(str(node.target), _quantizer(qann, method, site))
+        else:
+            _insert(qann, method, node, rectified=False)
+
+
+def _move_behind_pools(qann: Network, method: Method) -> None:
+    """Let every MaxPool read what its quantizers would have read, and put one quantizer behind it."""
+    for node in list(qann.graph.nodes):
+        if not graph.is_module(qann, node, graph.MAXPOOLS):
+            continue
+        region, sources = _codes_into(qann, node)
+        if not sources:
+            continue
+        closed = all(reader in region for n in (*region - {node}, *sources) for reader in n.users)
+        rectified = [graph.module_of(qann, source).site.rectified for source in sources]  # pyright: ignore
+        if closed:
+            for source in sources:
+                _unplace(qann, source, keep_relu=not all(rectified))
+        elif node.args[0] in sources:  # other readers keep their quantizer
+            rectified = [graph.module_of(qann, node.args[0]).site.rectified]  # pyright: ignore
+            node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
+        else:
+            rectified = [False]
+        _insert(qann, method, node, rectified=all(rectified))
+
+
+def _codes_into(qann: Network, pool: Node) -> tuple[set[Node], list[Node]]:
+    """The operators between a pool and the quantizers whose codes reach it unchanged, and those quantizers.
+
+    No quantizers where any signal on the way is not a code.
+    """
+    region, sources, waiting = {pool}, [], list(pool.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in region or node in sources:
+            continue
+        if graph.is_module(qann, node, (Quantizer,)):
+            sources.append(node)
+        elif moves_codes(qann, node):
+            region.add(node)
+            waiting += node.all_input_nodes
+        else:
+            return region, []
+    return region, sources
+
+
+def _unplace(qann: Network, node: Node, *, keep_relu: bool) -> None:
+    """Take a quantizer out again; where it had taken the place of a ReLU that nothing else applies, put that back."""
+    rectified = graph.module_of(qann, node).site.rectified  # pyright: ignore[reportAttributeAccessIssue]
+    if rectified and keep_relu:
+        qann.set_submodule(str(node.target), nn.ReLU())
+    else:
+        graph.remove(qann, node)
+
+
+def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
+    """A quantizer wherever a weighted layer would read something that is neither a code nor the network's input."""
+    coded, analog = _coded(qann), _analog(qann)
+    done: set[Node] = set()
+    for node in list(qann.graph.nodes):
+        if not is_weighted(qann, node):
+            continue
+        source = node.args[0] if node.args else node.kwargs["input"]
+        if not isinstance(source, Node) or source in coded or source in analog or source in done:
+            continue
+        _insert(qann, method, source, rectified=False, readers=[n for n in source.users if is_weighted(qann, n)])
+        done.add(source)
+
+
+def is_weighted(network: Network, node: Node) -> bool:
+    """Whether the node multiplies its first input by weights."""
+    return graph.is_module(network, node, graph.WEIGHTED) or (
+        node.op == "call_function" and node.target in graph.WEIGHTED_CALLS
+    )
+
+
+def moves_codes(network: Network, node: Node) -> bool:
+    """Whether the node only moves, repeats or drops values, so that codes stay codes."""
+    if graph.is_module(network, node, (nn.Upsample,)):
+        return getattr(graph.module_of(network, node), "mode", "") == "nearest"
+    if node.target in graph.PADDING_CALLS:
+        return not node.kwargs.get("value") and not (len(node.args) > 3 and node.args[3])
+    return graph.is_module(network, node, graph.MOVES) or (
+        node.op in ("call_function", "call_method") and node.target in graph.MOVING_CALLS
+    )
+
+
+def _coded(qann: Network) -> set[Node]:
+    """Nodes whose values are codes, or means of codes: average pools are linear and join the weights behind them."""
+    signals, coded = graph.signals(qann), set()
+    for node in qann.graph.nodes:
+        passes = (
+            moves_codes(qann, node)
+            or graph.is_module(qann, node, (*graph.AVGPOOLS, *graph.MAXPOOLS))
+            or (node.op in ("call_function", "call_method") and node.target in graph.MEAN_CALLS)
+        )
+        if graph.is_module(qann, node, (Quantizer,)):
+            coded.add(node)
+        elif passes and all(n in coded for n in node.all_input_nodes if n in signals):
+            coded.add(node)
+    return coded
+
+
+def _analog(qann: Network) -> set[Node]:
+    """The network's input and what is made of it in front of the first weighted layer and the first site."""
+    signals, analog = graph.signals(qann), set()
+    for node in qann.graph.nodes:
+        stops = is_weighted(qann, node) or graph.is_module(qann, node, (*graph.ACTIVATIONS, Quantizer))
+        if node.op == "placeholder" or (
+            not stops and node in signals and all(n in analog for n in node.all_input_nodes if n in signals)
+        ):
+            analog.add(node)
+    return analog
+
+
+def _read_by_weighted(qann: Network) -> set[Node]:
+    """Nodes on which the input of some weighted layer depends."""
+    read: set[Node] = set()
+    for node in reversed(qann.graph.nodes):
+        if any(is_weighted(qann, reader) or reader in read for reader in node.users):
+            read.add(node)
+    return read
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One site
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _site(qann: Network, node: Node, name: str, *, rectified: bool) -> Site:
+    return Site(name, graph.shape_of(node), graph.channel_dim(qann, node), rectified)
+
+
+def _quantizer(qann: Network, method: Method, site: Site) -> Quantizer:
+    like = next((p for p in qann.parameters() if p.is_floating_point()), torch.empty(0))
+    return method.quantizer(site).to(like.device, like.dtype).eval()
+
+
+def _insert(
+    qann: Network, method: Method, node: Node, *, rectified: bool, readers: list[Node] | None = None
+) -> None:
+    name = f"{graph.operator_name(qann, node)}_site"
+    name = graph.free_name(qann, name)
+    new = graph.insert_after(
+        qann, node, name, _quantizer(qann, method, _site(qann, node, name, rectified=rectified)), readers
+    )
+    assert str(new.target) == name

@@ -1,0 +1,157 @@
+"""Prove that an SNN equals its QANN at T=1: every code of every layer, and the read-out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pmsm import graph
+from pmsm.errors import VerificationError
+from pmsm.graph import Network
+from pmsm.methods.base import Neuron, Quantizer
+from pmsm.qann.calibrate import inputs_of
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One site: codes compared and codes that differ; `whole`: all are whole multiples of the threshold, in bounds."""
+
+    name: str
+    codes: int
+    different: int
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Args:
+        layers: one entry per site, in the order of execution.
+        max_difference: largest absolute difference of the read-outs.
+        samples: number of samples compared.
+    """
+
+    layers: tuple[Layer, ...]
+    max_difference: float
+    samples: int
+
+    @property
+    def codes(self) -> int:
+        """Codes compared."""
+        return sum(layer.codes for layer in self.layers)
+
+    @property
+    def different(self) -> int:
+        """Codes that differ."""
+        return sum(layer.different for layer in self.layers)
+
+    @property
+    def first(self) -> str | None:
+        """The first layer that differs, or whose signal is not made of codes."""
+        return next((layer.name for layer in self.layers if layer.different or not layer.whole), None)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs at all."""
+        return self.first is None and self.max_difference == 0
+
+    def __str__(self) -> str:
+        return (
+            f"T=1: max |SNN - QANN| = {self.max_difference:g}, {self.codes:,} codes compared, "
+            f"{self.different:,} differ"
+        )
+
+
+def verify(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Verification:
+    """Compare QANN and SNN at T=1 and refuse any difference.
+
+    Args:
+        qann: quantized network; compared in evaluation mode, its mode is restored.
+        snn: its conversion.
+        batches: a tensor [N, ...], or an iterable of tensors or (input, label) pairs.
+
+    Raises:
+        VerificationError: a code or the read-out differs, or a signal is no whole multiple of its threshold within
+            bounds. The text names the first layer that differs; the exception carries the report as `report`.
+    """
+    report = compare(qann, snn, batches)
+    if not report.exact:
+        bad = report.first or "the read-out"
+        error = VerificationError(
+            f"the SNN is not its QANN: {report}; the first difference is at {bad!r}. Convert again from this very QANN, "
+            f"snn = pmsm.convert(qann); if fold=True was used, equality holds up to rounding only; a method with "
+            f"exact=False does not promise it."
+        )
+        error.report = report  # pyright: ignore[reportAttributeAccessIssue]
+        raise error
+    return report
+
+
+def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Verification:
+    """The report of `verify`, without the verdict."""
+    training = qann.training
+    sites = {str(node.target): quantizer for node, quantizer in graph.modules(qann, Quantizer)}
+    neurons = {str(node.target): neuron for node, neuron in graph.modules(snn, Neuron)}
+    if list(sites) != list(neurons):
+        missing = sorted(set(sites) ^ set(neurons))
+        raise VerificationError(f"not the same network: only one of the two has {', '.join(map(repr, missing))}.")
+    rows = {name: [0, 0, True] for name in sites}
+    largest, samples = 0.0, 0
+    qann.eval()
+    try:
+        with torch.no_grad():
+            for batch in [batches] if isinstance(batches, Tensor) else batches:
+                inputs = inputs_of(qann, batch)
+                wanted, codes = _coded(qann, sites, inputs)
+                got, spikes = _coded(snn, neurons, inputs)
+                for name, row in rows.items():
+                    _compare_layer(row, codes[name], spikes[name], sites[name])
+                largest = max(largest, _distance(wanted, got))
+                samples += len(inputs[0])
+    finally:
+        qann.train(training)
+    if samples == 0:
+        raise VerificationError("there is nothing to compare: no batch. Pass at least one, verify(qann, snn, x).")
+    return Verification(tuple(Layer(name, *row) for name, row in rows.items()), largest, samples)
+
+
+def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """Output, and per site (codes int16, whether the signal is exactly the codes times the step)."""
+    found: dict[str, Any] = {}
+
+    def hook(name: str, step: Tensor):
+        def record(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            codes = (out / step).round()
+            found[name] = codes.to(torch.int16), torch.equal(codes * step, out)
+
+        return record
+
+    handles = [
+        site.register_forward_hook(hook(name, site.scale() if isinstance(site, Quantizer) else site.threshold))
+        for name, site in sites.items()
+    ]
+    try:
+        return network(*inputs), found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compare_layer(row: list[Any], wanted: tuple[Tensor, bool], got: tuple[Tensor, bool], site: Quantizer) -> None:
+    codes, spikes = wanted[0], got[0]
+    row[0] += codes.numel()
+    row[1] += int((codes != spikes).sum())
+    bounded = site.quant_min <= int(spikes.min()) and int(spikes.max()) <= site.quant_max
+    row[2] = row[2] and wanted[1] and got[1] and bounded
+
+
+def _distance(wanted: Any, got: Any) -> float:
+    """Largest absolute difference over a pytree of tensors; NaN anywhere counts as infinite."""
+    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True)
+    worst = [(a.double() - b.double()).abs().max() for a, b in pairs if isinstance(a, Tensor) and a.numel()]
+    largest = max((float(d) for d in worst), default=0.0)
+    return largest if largest == largest else float("inf")

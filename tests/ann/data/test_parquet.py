@@ -1,0 +1,206 @@
+"""Parquet files of coded pictures, good and hostile, and the cache of their pixels."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pmsm.ann.data.parquet import cifar10, cifar100, load_parquet
+from pmsm.errors import DataError
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+LABELS = [row % 10 for row in range(12)]
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def write(path, codes, labels=LABELS, *, label="label"):
+    rows = [{"bytes": code, "path": None} for code in codes]
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PMSM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path, cache):
+    """A whole little CIFAR-10 of lossless pictures."""
+    for half in ("train", "test"):
+        write(tmp_path / f"{half}.parquet", [encode(pixels) for pixels in PIXELS])
+    return tmp_path
+
+
+def spoil(folder, row, code):
+    """Replace one picture of the training half."""
+    codes = [encode(pixels) for pixels in PIXELS]
+    codes[row] = code
+    write(folder / "train.parquet", codes)
+
+
+def test_lossless_pictures_come_back_pixel_for_pixel(folder):
+    for half in cifar10(folder):
+        assert torch.equal(half.images, torch.from_numpy(PIXELS.transpose(0, 3, 1, 2)))
+        assert half.labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF", "JPEG"])
+def test_every_coding_in_use_is_decoded(folder, kind):
+    flat = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
+    spoil(folder, 3, encode(flat, kind))
+    train, _ = cifar10(folder)
+    error = train.images[3].int() - torch.tensor([200, 100, 50]).view(3, 1, 1)
+    assert error.abs().max() <= 4  # lossy codings keep a flat color within a few grey levels
+
+
+def test_shards_are_read_in_the_order_of_their_names(folder):
+    (folder / "train.parquet").unlink()
+    for shard, rows in enumerate((slice(0, 5), slice(5, 12))):
+        path = folder / f"train-0000{shard}-of-00002.parquet"
+        write(path, [encode(pixels) for pixels in PIXELS[rows]], LABELS[rows])
+    train, test = cifar10(folder)
+    assert torch.equal(train.images, test.images)
+    assert torch.equal(train.labels, test.labels)
+
+
+def test_the_label_column_tells_cifar100_from_cifar10(folder):
+    assert load_parquet(folder)[0].name == "CIFAR-10 train"
+    for half in ("train", "test"):
+        write(folder / f"{half}.parquet", [encode(pixels) for pixels in PIXELS], label="fine_label")
+    train, _ = load_parquet(folder)
+    assert (train.name, train.class_count) == ("CIFAR-100 train", 100)
+
+
+def test_progress_counts_to_the_number_of_pictures(folder):
+    seen = []
+    cifar10(folder, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(12, 12), (12, 12)]  # one block each for training and test
+
+
+def test_the_second_call_reads_the_cache_and_agrees(folder, cache):
+    first, _ = cifar10(folder)
+    assert len(list(cache.iterdir())) == 2
+    decoded = []
+    second, _ = cifar10(folder, progress=lambda done, total: decoded.append(done))
+    assert decoded == []
+    assert torch.equal(first.images, second.images)
+
+
+def test_a_changed_file_is_decoded_anew(folder):
+    before, _ = cifar10(folder)
+    spoil(folder, 0, encode(255 - PIXELS[0]))
+    after, _ = cifar10(folder)
+    assert torch.equal(after.images[0], 255 - before.images[0])
+
+
+def test_a_damaged_cache_is_decoded_anew(folder, cache):
+    before, _ = cifar10(folder)
+    for path in cache.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    after, _ = cifar10(folder)
+    assert torch.equal(before.images, after.images)
+
+
+def test_without_a_writable_cache_it_decodes_each_time(folder, cache):
+    cache.write_text("a file where the folder should be: not even root can write below it")
+    train, _ = cifar10(folder)
+    assert len(train) == 12
+    assert cache.is_file()
+
+
+def test_nothing_is_written_beside_the_data(folder):
+    before = sorted(os.listdir(folder))
+    cifar10(folder)
+    assert sorted(os.listdir(folder)) == sorted([*before, "cache"])
+
+
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        (encode(PIXELS[0])[:200], "cannot decode the picture"),
+        (encode(PIXELS[0], "WEBP", lossless=True)[:300], "cannot decode the picture"),
+        (b"no picture", "cannot decode the picture"),
+        (b"", "cannot decode the picture"),
+        (encode(PIXELS[0], "BMP"), "Supported are PNG, JPEG, WEBP, AVIF"),
+        (encode(PIXELS[0][:16]), r"must be 32x32, it has size \(32, 16\)"),
+        (
+            encode(np.zeros((5000, 5000), np.uint8)),
+            r"it has size \(5000, 5000\)",
+        ),  # before a pixel is decoded
+        (None, "with the coded picture in bytes"),
+    ],
+    ids=["cut png", "cut webp", "text", "nothing", "bmp", "half", "huge", "null"],
+)
+def test_a_corrupt_picture_is_refused_with_its_row(folder, code, text):
+    spoil(folder, 7, code)
+    with pytest.raises(DataError, match=rf"train\.parquet', row 7: .*{text}"):
+        cifar10(folder)
+
+
+def test_an_empty_file_is_refused(folder):
+    write(folder / "test.parquet", [], arrow.array([], arrow.int64()))
+    with pytest.raises(DataError, match=r"test\.parquet': it has 0 rows"):
+        cifar10(folder)
+
+
+def test_a_truncated_file_is_refused(folder):
+    path = folder / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"train\.parquet': not parquet, or truncated"):
+        cifar10(folder)
+
+
+def test_damage_inside_a_file_is_refused(folder):
+    path = folder / "train.parquet"
+    data = bytearray(path.read_bytes())
+    data[4:2000] = bytes(1996)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.parquet'"):
+        cifar10(folder)
+
+
+@pytest.mark.parametrize(
+    "labels", [[None] + LABELS[1:], [0.5] * 12, ["cat"] * 12], ids=["null", "float", "text"]
+)
+def test_labels_that_are_no_whole_numbers_are_refused(folder, labels):
+    write(folder / "train.parquet", [encode(pixels) for pixels in PIXELS], labels)
+    with pytest.raises(DataError, match="row 0: label must be a whole number"):
+        cifar10(folder)
+
+
+@pytest.mark.parametrize(
+    "labels, text", [([3] * 12, "of class 3"), ([10] + LABELS[1:], "got 0 to 10|got 1 to 10")]
+)
+def test_one_class_or_a_label_without_a_class_is_refused(folder, labels, text):
+    write(folder / "train.parquet", [encode(pixels) for pixels in PIXELS], labels)
+    with pytest.raises(DataError, match=text):
+        cifar10(folder)
+
+
+def test_missing_columns_are_refused_with_those_present(folder):
+    with pytest.raises(DataError, match="no column 'fine_label'; it has img, label"):
+        cifar100(folder)
+
+
+def test_missing_files_are_refused_with_their_pattern(folder):
+    (folder / "test.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks test\*\.parquet"):
+        load_parquet(folder)
+
+
+def test_event_recordings_are_not_taken_for_pictures(shared_data):
+    with pytest.raises(DataError, match=r"neither CIFAR-10 .* they have events, label"):
+        load_parquet(shared_data / "nmnist-sample")

@@ -1,0 +1,253 @@
+"""The report needs nothing else, says only what the record says, and refuses half a record."""
+
+import copy
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from pmsm.errors import PMSMError
+from pmsm.study.report import summary, write_report
+
+STEPS = [1, 2, 4, 8, 16, 32]
+EXACT = {"max_difference": 0.0, "codes": 1555560, "different": 0}
+
+
+def site(name: str, levels: int, spread: float) -> dict:
+    half = (levels - 1) // 2
+    weights = {k: math.exp(-0.5 * (k / spread) ** 2) for k in range(-half, half + 1)}
+    shares = {str(k): weight / sum(weights.values()) for k, weight in weights.items()}
+    entropy = -sum(share * math.log2(share) for share in shares.values())
+    return {
+        "name": name, "shape": [16, 8, 8], "scale": 0.31, "quant_min": -half, "quant_max": half,
+        "entropy_bits": entropy, "effective_bits": 2.5, "max_bits": math.log2(levels), "histogram": shares,
+        "silent": shares["0"], "saturated": shares[str(half)],
+    }  # fmt: skip
+
+
+def method(
+    name: str, kind: str, accuracy: list, *, epochs: int, verify: dict | None, spread: float, **sizes
+) -> dict:
+    levels = sizes.get("levels", 9)
+    return {
+        "name": name, "method": f"{kind}(levels={levels})", "qann_accuracy": accuracy[0],
+        "accuracy": accuracy, "spikes_per_neuron": [0.75 * t for t in STEPS], "epochs": epochs,
+        "seconds": 0.4, "verify": verify,
+        "sites": [site(f"stage{i}.relu", levels, spread) for i in range(sizes.get("sites", 3))],
+    }  # fmt: skip
+
+
+def run_record(**sizes) -> dict:
+    unsigned = [61.4, 81.1, 93.3, 96.7, 97.5, 97.8]
+    calibrated, trained = [97.2, 97.8, 98.3, 98.6, 98.9, 98.9], [98.6, 98.6, 98.9, 98.9, 98.6, 98.9]
+    return {
+        "format": "pmsm-run", "version": 1, "title": "Digits: from float to spikes",
+        "data": {"name": "digits", "train": 1437, "test": 360, "shape": [1, 8, 8], "classes": 10},
+        "network": {"name": "SmallResNet", "parameters": 78042, "sites": 3, "neurons": 4321},
+        "float": {"accuracy": 98.9, "epochs": 12, "seconds": 8.1},
+        "timesteps": STEPS,
+        "methods": [
+            method("PMSM, calibrated only", "PMSM", calibrated, epochs=0, verify=EXACT, spread=1.4, **sizes),
+            method("PMSM, trained", "PMSM", trained, epochs=6, verify=EXACT, spread=1.9, **sizes),
+            method("QCFS-IF", "QCFS", unsigned, epochs=6, verify=None, spread=2.0, **sizes),
+        ],
+        "environment": {"pmsm": "0.1.0", "torch": "2.9.0", "threads": 1, "seed": 0},
+        "command": "pmsm demo --levels 9", "commit": "abc123", "date": "2025-11-02",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def record() -> dict:
+    return run_record()
+
+
+@pytest.fixture
+def page(tmp_path):
+    return lambda record: write_report(record, tmp_path / "report.html").read_text("utf-8")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_loads_nothing(record, page):
+    html = page(record)
+    elements = Elements(html)
+    names = {tag for tag, _ in elements.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "image"}
+    assert not [attrs for _, attrs in elements.tags if "src" in attrs or "srcset" in attrs]
+    targets = [v for _, attrs in elements.tags for k, v in attrs.items() if k in ("href", "xlink:href")]
+    assert [target for target in targets if not target.startswith("#")] == [
+        "https://arxiv.org/abs/2508.14520"
+    ]
+    assert re.findall(r"@import|url\((?!#)", html) == []
+
+
+def test_fifty_sites_of_33_levels_stay_under_2_mb(page):
+    assert len(page(run_record(sites=50, levels=33)).encode()) < 2_000_000
+
+
+def test_equal_records_give_equal_bytes(record, page):
+    assert page(record) == page(json.loads(json.dumps(record)))
+
+
+def test_the_record_is_left_as_it_was(record, page):
+    before = copy.deepcopy(record)
+    page(record)
+    assert record == before
+
+
+def test_the_answer_comes_first(record, page):
+    text = Elements(page(record)).text
+    assert "Converted, exactly." in text
+    assert "max |SNN − QANN| 0 of 1,555,560 codes differ 0 accuracy, float → spiking 98.9 → 98.6 %" in text
+    assert text.index("Converted, exactly.") < text.index("Accuracy and spikes")
+
+
+@pytest.mark.parametrize(
+    ("verify", "answer"),
+    [
+        ({"max_difference": 0.5, "codes": 10, "different": 3}, "Not exact."),
+        ({"max_difference": 1e-7, "codes": 10, "different": 0}, "Not exact."),
+        ({"max_difference": None, "codes": 10, "different": 0}, "Not exact."),
+        ({"max_difference": 0.0, "codes": 0, "different": 0}, "Not known."),
+        (None, "Converted, not compared."),
+    ],
+)
+def test_the_page_claims_exactness_only_when_codes_were_compared_and_none_differs(
+    record, page, verify, answer
+):
+    record["methods"][1]["verify"] = verify
+    html = page(record)
+    assert answer in html
+    assert "Converted, exactly" not in html
+
+
+def test_the_page_leads_with_the_first_trained_pmsm_and_compares_it_with_the_calibrated_one(record, page):
+    text = Elements(page(record)).text
+    assert "PMSM, trained, at T = 1: how often a neuron is silent" in text
+    assert re.search(r"Training changed it by \+0\.\d\d bits per site on average", text)
+
+
+def test_every_text_of_the_record_is_escaped(record, page):
+    attack = "<script>alert(1)</script>"
+    record |= {"title": attack, "command": attack, "commit": attack, "date": attack}
+    record["environment"][attack] = attack
+    record["methods"][1] |= {"name": attack + '" onload="', "method": "PMSM" + attack}
+    record["methods"][1]["sites"][0]["name"] = attack
+    html = page(record)
+    elements = Elements(html)
+    assert "script" not in {tag for tag, _ in elements.tags}
+    assert not [attrs for _, attrs in elements.tags if "onload" in attrs]
+    assert elements.text.count(attack) > 10
+
+
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_a_number_that_is_not_known_is_a_dash(record, page, missing):
+    record["methods"][1]["accuracy"][0] = missing
+    record["methods"][1]["qann_accuracy"] = missing
+    text = Elements(page(record)).text
+    assert "98.9 → \N{EN DASH} %" in text
+    assert "nan" not in text.lower()
+
+
+def test_optional_parts_may_be_missing(record, page):
+    record["methods"] = record["methods"][:1]
+    del record["methods"][0]["verify"], record["methods"][0]["sites"], record["commit"], record["date"]
+    text = Elements(page(record)).text
+    assert "Entropy kept" not in text
+    assert "Spike counts" not in text
+    assert "Step and split" not in text
+
+
+def test_sites_without_histograms_keep_their_table(record, page):
+    for one in record["methods"]:
+        for each in one["sites"]:
+            del each["histogram"], each["silent"]
+    text = Elements(page(record)).text
+    assert "Spike counts" not in text
+    assert "Step and split" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("format"), "'format' must be 'pmsm-run', got None"),
+        (lambda r: r.update(version=2), "'version' must be 1, got 2"),
+        (lambda r: r.pop("float"), "'float' is missing"),
+        (lambda r: r["data"].pop("test"), "'data.test' is missing"),
+        (lambda r: r["methods"][1].pop("accuracy"), "'methods[1].accuracy' is missing"),
+        (lambda r: r["methods"][0]["sites"][2].pop("scale"), "'methods[0].sites[2].scale' is missing"),
+        (lambda r: r["methods"][0]["accuracy"].pop(), "'methods[0].accuracy' holds 5 values for 6 timesteps"),
+        (lambda r: r["float"].update(accuracy="98"), "'float.accuracy' must be a number, got '98'"),
+        (lambda r: r["network"].update(sites=True), "'network.sites' must be a whole number, got True"),
+        (lambda r: r.update(title=3), "'title' must be a text, got 3"),
+        (lambda r: r.update(methods={}), "'methods' must be a list, got dict"),
+        (lambda r: r.update(data=[]), "'data' must be an object, got list"),
+        (
+            lambda r: r["methods"][0]["sites"][0].update(histogram={"many": 1.0}),
+            "'methods[0].sites[0].histogram' has the key 'many', which is no spike count",
+        ),
+        (lambda r: r.update(methods=[]), "'methods' is empty"),
+        (lambda r: r.update(timesteps=[4, 2]), "'timesteps' must be positive and ascending, got [4, 2]"),
+    ],
+)  # fmt: skip
+def test_a_malformed_record_is_refused_by_the_key_at_fault(record, tmp_path, change, message):
+    change(record)
+    with pytest.raises(PMSMError, match=re.escape(message)) as caught:
+        write_report(record, tmp_path / "report.html")
+    assert "pmsm demo" in str(caught.value)
+    with pytest.raises(PMSMError, match=re.escape(message)):
+        summary(record)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_no_object_is_refused(tmp_path):
+    with pytest.raises(PMSMError, match="it must be an object, got list"):
+        write_report([], tmp_path / "report.html")  # type: ignore[arg-type]
+
+
+def test_the_summary_reads_as_it_did(record):
+    record["methods"][2]["accuracy"][5] = math.nan
+    record["methods"][2]["name"] = "[red]QCFS-IF"
+    console = Console(width=110, file=io.StringIO(), record=True, color_system=None)
+    console.print(summary(record))
+    lines = [line.rstrip() for line in console.export_text().strip().splitlines()]
+    assert lines == SUMMARY.strip().splitlines()
+
+
+SUMMARY = """
+accuracy (%)
+
+  method                  (Q)ANN    T=1    T=2    T=4    T=8   T=16   T=32
+ ──────────────────────────────────────────────────────────────────────────
+  float network             98.9
+  PMSM, calibrated only     97.2   97.2   97.8   98.3   98.6   98.9   98.9
+  PMSM, trained             98.6   98.6   98.6   98.9   98.9   98.6   98.9
+  [red]QCFS-IF              61.4   61.4   81.1   93.3   96.7   97.5      –
+
+spikes per neuron (sum of |k| over the T steps)
+
+  method                   T=1    T=2    T=4    T=8    T=16    T=32
+ ───────────────────────────────────────────────────────────────────
+  PMSM, calibrated only   0.75   1.50   3.00   6.00   12.00   24.00
+  PMSM, trained           0.75   1.50   3.00   6.00   12.00   24.00
+  [red]QCFS-IF            0.75   1.50   3.00   6.00   12.00   24.00
+"""
