@@ -312,6 +312,7 @@ def _svg(figure: Any, name: str, title: str) -> str:
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib < 3.11
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r"#0000[01][0-9a-f]", lambda match: _COLORS.get(match[0], match[0]), svg)
+    svg = re.sub(r'fill="(var\([^"]*)"', r'style="fill: \1"', svg)  # variables belong into styles
     look = f"width: 100%; max-width: {width:.0f}px; height: auto; font-family: var(--font, sans-serif)"
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label={quoteattr(title)}'

@@ -1,5 +1,5 @@
 import copy
-import shutil
+import functools
 
 import pytest
 import torch
@@ -201,13 +201,15 @@ def test_the_bar_shows_epoch_loss_and_accuracy_on_stderr_only(capfd):
 
 
 @torch_uses_jit
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_forward_keeps_the_names_and_learns_the_same():
-    ann = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+def test_a_compiled_forward_keeps_the_names_and_learns_the_same(monkeypatch):
+    # aot_eager: all of torch.compile but the C++ compiler, which takes half a minute to start.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    ann = network()
+    ann[4].p = 0.0  # dropout draws in another order when compiled
     other = copy.deepcopy(ann)
-    compiled, eager = trained(ann=ann, compile=True), trained(ann=other)
+    compiled, eager = trained(ann=ann, compile=True, valid=BATCHES), trained(ann=other, valid=BATCHES)
     assert ann.state_dict().keys() == other.state_dict().keys()
-    # Fused sums round differently: 6 steps keep within a few float32 roundings of the sums.
+    # Decomposed sums round differently: 6 steps keep within a few float32 roundings of the sums.
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 

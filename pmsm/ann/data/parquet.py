@@ -172,10 +172,12 @@ def _read_column(file: Path, column: str) -> list[Any]:
     rows, names = _describe(file)
     if not 0 < rows <= MAX_ROWS:
         raise DataError(f"cannot use {str(file)!r}: it has {rows:,} rows; 1 to {MAX_ROWS:,} are allowed.")
-    if column not in names:
-        raise DataError(f"{str(file)!r} has no column {column!r}; it has {', '.join(names)}.")
+    if names.count(column) != 1:
+        raise DataError(f"{str(file)!r} must have one column {column!r}; it has {', '.join(names)}.")
+    read_table = import_extra("pyarrow.parquet", "data").read_table
     try:
-        return import_extra("pyarrow.parquet", "data").read_table(file, columns=[column])[column].to_pylist()
+        # partitioning=None: a folder named label=3 must not become a column.
+        return read_table(file, columns=[column], partitioning=None)[column].to_pylist()
     except (arrow.ArrowException, OSError) as cause:
         raise DataError(
             f"cannot read {column!r} of {str(file)!r}: damaged ({cause}). Copy it anew."
@@ -197,8 +199,8 @@ def _describe(file: Path) -> tuple[int, list[str]]:
 def _read_labels(file: Path, column: str) -> np.ndarray:
     labels = _read_column(file, column)
     for row, label in enumerate(labels):
-        if type(label) is not int:
-            raise DataError(f"{str(file)!r}, row {row}: {column} must be a whole number, got {label!r}.")
+        if type(label) is not int or not 0 <= label < 2**31:
+            raise DataError(f"{str(file)!r}, row {row}: {column} must be a whole number >= 0, got {label!r}.")
     return np.array(labels, dtype=np.int64)
 
 
