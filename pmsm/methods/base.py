@@ -1,4 +1,4 @@
-"""What stands at an activation: a method's settings, its trainable quantizer, and the neuron that it becomes."""
+"""What stands at an activation: the site, a method's settings, and its trainable quantizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pmsm.errors import CalibrationError, ConversionError
-from pmsm.methods.rounding import blocks, count_, quantize
+from pmsm.methods.neuron import Neuron
+from pmsm.methods.rounding import quantize
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Quantizer(nn.Module):
         """Take `start` as step and bounds, and forget what training had learned of them."""
         raise NotImplementedError
 
-    def neuron(self, mode: str = "integrate") -> "Neuron":
+    def neuron(self, mode: str = "integrate") -> Neuron:
         """The spiking neuron of this quantizer."""
         raise NotImplementedError
 
@@ -120,10 +121,6 @@ class Quantizer(nn.Module):
         """Number of codes in use."""
         return self.quant_max - self.quant_min + 1
 
-    def gradient_factor(self, x: Tensor) -> float:
-        """Factor on the gradient of the step, for an input of this size."""
-        return 1.0
-
     def forward(self, x: Tensor) -> Tensor:
         """[...] activation -> [...] whole multiples of the step."""
         if self.observer is not None:
@@ -133,9 +130,7 @@ class Quantizer(nn.Module):
                 f"site {self.site.name!r} has no step yet. Call pmsm.calibrate(qann, batches) first, "
                 f"or pmsm.calibrate(qann) when every site stands behind BatchNorm."
             )
-        return quantize(
-            x, self.scale(), self.quant_min, self.quant_max, self.slack, self.gradient_factor(x)
-        )
+        return quantize(x, self.scale(), self.quant_min, self.quant_max, self.slack)
 
     def _observe(self, x: Tensor) -> Tensor:
         rectified = x.relu() if self.site.rectified else x
@@ -162,98 +157,3 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.quant_min}..{self.quant_max}, site={self.site.name!r}"
-
-
-@dataclass
-class NeuronState:
-    """What a neuron remembers between timesteps.
-
-    Args:
-        v: [...], potential / threshold left after the last spikes.
-        floor: [...], the most negative count still allowed, or None where no bound can bind.
-        ceiling: [...], the most positive count still allowed, or None.
-    """
-
-    v: Tensor | None = None
-    floor: Tensor | None = None
-    ceiling: Tensor | None = None
-
-
-class Neuron(nn.Module):
-    """Integrate-and-fire neuron with signed multi-spikes and soft reset, potential in units of the threshold.
-
-    Each step: v += x / threshold; k = count(v); v -= k; emit threshold * k. At t=1 that is the quantizer, bit for bit.
-
-    Args:
-        threshold: scalar or channel-shaped, positive, activation units.
-        quant_min, quant_max: bounds of the count at t=1.
-        cancel: bound the running total instead of each step, quant_min * t <= sum of k <= quant_max * t, with at most
-            max(-quant_min, quant_max) spikes per step: a rectified site may then take back what it sent too early, and
-            the mean output tends to the clipped mean input. False: quant_min <= k <= quant_max at every step.
-
-    `state` and `probe` belong to `simulate`: with state None the neuron runs a single timestep and remembers nothing.
-    `probe`, if set, is called with the spike counts [...] of each step, before they are scaled.
-    """
-
-    def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, cancel: bool = True):
-        super().__init__()
-        self.register_buffer("threshold", threshold)
-        self.threshold: Tensor
-        self.quant_min, self.quant_max, self.cancel = quant_min, quant_max, cancel
-        self.state: NeuronState | None = None
-        self.probe: Callable[[Tensor], None] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[...] input current of this step -> [...] spikes of this step, times the threshold."""
-        if self.state is not None and self.state.v is not None:
-            spikes = self._later_step(x, self.state)
-        elif self.state is None and self.probe is None:
-            return quantize(x, self.threshold, self.quant_min, self.quant_max)
-        else:
-            spikes = self._first_step(x)
-        if self.probe is not None:
-            self.probe(spikes)
-        for spikes_ in blocks(self.threshold, spikes):
-            spikes_[0].mul_(self.threshold)
-        return spikes
-
-    def _first_step(self, x: Tensor) -> Tensor:
-        spikes = torch.empty_like(x)
-        v = torch.empty_like(x) if self.state is not None else None
-        for tensors in blocks(self.threshold, x, spikes, *([v] if v is not None else [])):
-            u = torch.div(tensors[0], self.threshold, out=None if v is None else tensors[2])
-            count_(tensors[1].copy_(u), self.quant_min, self.quant_max)
-            if v is not None:
-                u.sub_(tensors[1])
-        if self.state is not None:
-            self.state.v = v
-            self._open_bounds(self.state, spikes)
-        return spikes
-
-    def _open_bounds(self, state: NeuronState, spikes: Tensor) -> None:
-        """Bounds on the running total that the per-step burst limit does not already imply."""
-        if self.cancel and -self.quant_min < self.quant_max:
-            state.floor = (2 * self.quant_min) - spikes
-        if self.cancel and -self.quant_min > self.quant_max:
-            state.ceiling = (2 * self.quant_max) - spikes
-
-    def _later_step(self, x: Tensor, state: NeuronState) -> Tensor:
-        burst = max(-self.quant_min, self.quant_max)
-        low, high = (-burst, burst) if self.cancel else (self.quant_min, self.quant_max)
-        spikes, bound = torch.empty_like(x), state.floor if state.floor is not None else state.ceiling
-        step = self.quant_min if state.floor is not None else self.quant_max
-        clip = torch.maximum if state.floor is not None else torch.minimum
-        assert state.v is not None
-        for tensors in blocks(self.threshold, x, state.v, spikes, *([bound] if bound is not None else [])):
-            x_, v_, spikes_ = tensors[:3]
-            torch.div(x_, self.threshold, out=spikes_)
-            v_.add_(spikes_)
-            count_(spikes_.copy_(v_), low, high)
-            if bound is not None:
-                clip(spikes_, tensors[3], out=spikes_)
-                tensors[3].sub_(spikes_).add_(step)
-            v_.sub_(spikes_)
-        return spikes
-
-    def extra_repr(self) -> str:
-        return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"

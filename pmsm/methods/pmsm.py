@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pmsm.methods.base import Chooser, Method, Neuron, Quantizer, Site, Start
+from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start
+from pmsm.methods.neuron import Neuron
 
 SPLITS = ("entropy", "rectified", "leaky", "symmetric")
 
@@ -74,8 +75,9 @@ class PMSM(Method):
 class PMSMQuantizer(Quantizer):
     """Trainable quantizer of PMSM: `scale = start * exp(rho)`, positive by construction.
 
-    The gradient of `rho` is scale * d/dscale, divided by sqrt(elements per step * max(-quant_min, quant_max)) so that
-    step and weights move at comparable speed (the scaling of LSQ, Esser et al. 2020, for a step in log form).
+    The gradient of `rho` is scale * d/dscale: the change of the loss per relative change of the step. It does not depend
+    on the units of the activation and takes no further factor; that of LSQ (Esser et al. 2020), 1 / sqrt(elements *
+    largest count), made the step a hundred times too slow to leave a bad start (docs/theory.md).
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ("rho",)
@@ -107,10 +109,6 @@ class PMSMQuantizer(Quantizer):
             self.start.copy_(start.scale)
             self.rho.zero_()
         self._set_bounds(start.quant_min, start.quant_max)
-
-    def gradient_factor(self, x: Tensor) -> float:
-        """1 / sqrt(elements per step * largest count)."""
-        return (x.numel() / self.rho.numel() * max(-self.quant_min, self.quant_max)) ** -0.5
 
     def neuron(self, mode: str = "integrate") -> Neuron:
         """The neuron with threshold = scale; over several timesteps it bounds its running total."""

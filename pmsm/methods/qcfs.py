@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pmsm.methods.base import Chooser, Method, Neuron, Quantizer, Site, Start
+from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start
+from pmsm.methods.neuron import Neuron
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pmsm import graph
 from pmsm.errors import ConversionError
@@ -113,15 +113,3 @@ def _spelled(kind: Any) -> str:
         ".".join(module.split(".")[:3]) if module.startswith("torch.nn.modules") else module, module
     )
     return f"{module}.{getattr(kind, '__name__', kind)}".lstrip(".")
-
-
-def spiking_layers(snn: Network) -> dict[str, Any]:
-    """Name -> neuron, in the order of execution."""
-    from pmsm.methods.base import Neuron
-
-    return {str(node.target): neuron for node, neuron in graph.modules(snn, Neuron)}
-
-
-def scaled_codes(signal: Tensor, threshold: Tensor) -> Tensor:
-    """[...] whole multiples of `threshold` -> [...] the whole numbers."""
-    return (signal / threshold).round()

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from pmsm import graph
 from pmsm.errors import SimulationError
 from pmsm.graph import Network
-from pmsm.methods.base import Neuron, NeuronState, Quantizer
-from pmsm.snn.temporal import Static
+from pmsm.methods.base import Quantizer
+from pmsm.methods.neuron import Neuron, NeuronState
+from pmsm.snn.temporal import Static, StaticState
 
 
 @dataclass
@@ -64,7 +65,9 @@ class Run:
         return sent / (samples * sum(s.neurons for s in self.spikes.values()))
 
 
-def simulate(snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "spikes") -> Run:
+def simulate(
+    snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "spikes", schedule: str = "layers"
+) -> Run:
     """Run `snn` for T timesteps on a constant input.
 
     Args:
@@ -73,6 +76,9 @@ def simulate(snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "
         timesteps: T >= 1.
         record: "spikes" counts them per layer, step and sample; "counts" keeps every signed count as well (memory grows
             with T and network size); None records nothing.
+        schedule: "layers" runs N / T samples at a time, all their steps in one batch, so that potentials stay in the
+            cache and memory does not grow with T; "steps" runs the whole batch step by step. The same numbers, up to
+            the rounding of layers whose kernels depend on the batch.
 
     Returns:
         Run with the read-out after each step and the spikes.
@@ -80,91 +86,128 @@ def simulate(snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "
     Raises:
         SimulationError: not a spiking network, T < 1, NaN or Inf in the input, an input that the network refuses.
     """
-    inputs = x if isinstance(x, tuple | list) else (x,)
-    _check(snn, inputs, timesteps, record)
+    inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
+    _check(snn, inputs, timesteps, record, schedule)
+    run = _by_layers if schedule == "layers" and timesteps > 1 else _by_steps
+    with torch.no_grad(), _opened(snn, timesteps, record, len(inputs[0])) as opened:
+        outputs = run(snn, inputs, timesteps, opened)
+    return Run(outputs, timesteps, {name: recorder.read() for name, recorder in opened.recorders.items()})
+
+
+def _by_steps(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_Opened") -> Any:
+    """[T, N, ...] read-outs; the whole batch, one step after the other."""
+    opened.start(steps_at_once=1, first_row=0)
     outputs, total = [], None
-    with torch.no_grad(), _opened(snn, timesteps, record) as recorders:
-        for t in range(1, timesteps + 1):
-            y = _step(snn, inputs)
-            total = y if total is None else pytree.tree_map(_add, total, y)
-            outputs.append(total if t == 1 else pytree.tree_map(lambda s, t=t: _over(s, t), total))
-    stacked = pytree.tree_map(lambda *ys: torch.stack(ys) if isinstance(ys[0], Tensor) else ys[0], *outputs)
-    return Run(stacked, timesteps, {name: recorder.read() for name, recorder in recorders.items()})
+    for t in range(1, timesteps + 1):
+        y = _forward(snn, inputs)
+        total = y if total is None else pytree.tree_map(lambda a, b: a + b, total, y)
+        outputs.append(total if t == 1 else pytree.tree_map(lambda s, t=t: s / t, total))
+    return pytree.tree_map(lambda *ys: torch.stack(ys), *outputs)
 
 
-def _add(a: Any, b: Any) -> Any:
-    return a + b if isinstance(a, Tensor) else a
+def _by_layers(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_Opened") -> Any:
+    """[T, N, ...] read-outs; some samples at a time, all steps of a layer before the next layer."""
+    samples = len(inputs[0])
+    rows = max(1, samples // timesteps)
+    outputs = []
+    for row in range(0, samples, rows):
+        opened.start(steps_at_once=timesteps, first_row=row)
+        repeated = tuple(x[row : row + rows].repeat(timesteps, *[1] * (x.dim() - 1)) for x in inputs)
+        outputs.append(pytree.tree_map(lambda y: _means_so_far(y, timesteps), _forward(snn, repeated)))
+    return pytree.tree_map(lambda *ys: torch.cat(ys, 1), *outputs)
 
 
-def _over(total: Any, t: int) -> Any:
-    return total / t if isinstance(total, Tensor) else total
+def _means_so_far(y: Tensor, timesteps: int) -> Tensor:
+    """[T * N, ...] -> [T, N, ...] means over the steps up to each."""
+    total = y.unflatten(0, (timesteps, -1)).cumsum(0)
+    return total / torch.arange(1, timesteps + 1, device=y.device).view(-1, *[1] * (total.dim() - 1))
 
 
-def _check(snn: Network, inputs: tuple[Any, ...] | list[Any], timesteps: int, record: str | None) -> None:
+def _check(snn: Network, inputs: tuple[Any, ...], timesteps: int, record: str | None, schedule: str) -> None:
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
         raise SimulationError(f"simulate needs a whole number of timesteps >= 1, got {timesteps!r}.")
     if record not in ("spikes", "counts", None):
         raise SimulationError(f"simulate needs record 'spikes', 'counts' or None, got {record!r}.")
+    if schedule not in ("layers", "steps"):
+        raise SimulationError(f"simulate needs schedule 'layers' or 'steps', got {schedule!r}.")
     if not hasattr(snn, "graph") or any(True for _ in graph.modules(snn, Quantizer)):
         raise SimulationError(
             f"simulate needs a spiking network, got {type(snn).__name__}. Call snn = pmsm.convert(qann) first."
         )
     for x in inputs:
-        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
+            raise SimulationError("simulate needs at least one sample, batch dimension first: x of shape [N, ...].")
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise SimulationError("the input holds NaN or Inf. Repair those samples; torch.isfinite(x) finds them.")
 
 
-def _step(snn: Network, inputs: tuple[Any, ...] | list[Any]) -> Any:
+def _forward(snn: Network, inputs: tuple[Any, ...]) -> Any:
     try:
         return snn(*inputs)
-    except RuntimeError as error:
-        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-        raise SimulationError(f"the network refuses an input of shape {shapes}: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise SimulationError(f"the network refuses inputs of shape {shapes}: {error}") from error
+
+
+class _Opened:
+    """The state of a network for the time of one run."""
+
+    def __init__(self, snn: Network, timesteps: int, record: str | None, samples: int):
+        self.timesteps = timesteps
+        self.stateful: list[Any] = [m for m in snn.modules() if isinstance(m, Neuron | Static)]
+        self.recorders: dict[str, _Recorder] = {}
+        for node, neuron in graph.modules(snn, Neuron) if record is not None else ():
+            recorder = _Recorder(timesteps, samples, keep=record == "counts", signed=neuron.quant_min < 0)
+            self.recorders[str(node.target)] = neuron.probe = recorder
+
+    def start(self, *, steps_at_once: int, first_row: int) -> None:
+        """Fresh state for the samples from `first_row` on; a single timestep needs none."""
+        for module in self.stateful:
+            kind = NeuronState if isinstance(module, Neuron) else StaticState
+            module.state = kind(steps_at_once) if self.timesteps > 1 else None
+        for recorder in self.recorders.values():
+            recorder.first_row = first_row
+
+    def close(self) -> None:
+        """Leave no trace in the network."""
+        for module in self.stateful:
+            module.state = None
+            if isinstance(module, Neuron):
+                module.probe = None
 
 
 @contextmanager
-def _opened(snn: Network, timesteps: int, record: str | None) -> Iterator[dict[str, "_Recorder"]]:
-    """Neurons and static maps with fresh state inside, without any outside, whatever happens inside."""
-    recorders: dict[str, _Recorder] = {}
+def _opened(snn: Network, timesteps: int, record: str | None, samples: int) -> Iterator[_Opened]:
+    opened = _Opened(snn, timesteps, record, samples)
     try:
-        for name, module in snn.named_modules():
-            if isinstance(module, Neuron):
-                module.state = NeuronState() if timesteps > 1 else None
-                if record is not None:
-                    recorders[name] = module.probe = _Recorder(record == "counts", module.quant_min < 0)
-            elif isinstance(module, Static):
-                module.state, module.opened = None, timesteps > 1
-        yield {str(n.target): recorders[str(n.target)] for n, _ in graph.modules(snn, Neuron)} if record else {}
+        yield opened
     finally:
-        for module in snn.modules():
-            if isinstance(module, Neuron):
-                module.state = module.probe = None
-            elif isinstance(module, Static):
-                module.state, module.opened = None, False
+        opened.close()
 
 
 class _Recorder:
-    """Counts the spikes of one layer as they are sent; exact, since partial sums stay below 2**24 or are float64."""
+    """Counts the spikes of one layer as they are sent; sums of whole numbers below 2**24, or in float64: exact."""
 
-    def __init__(self, keep: bool, signed: bool):
-        self.keep, self.signed, self.neurons = keep, signed, 0
-        self.positive: list[Tensor] = []
-        self.negative: list[Tensor] = []
-        self.counts: list[Tensor] = []
+    def __init__(self, timesteps: int, samples: int, *, keep: bool, signed: bool):
+        self.signed, self.keep, self.first_row, self.neurons = signed, keep, 0, 0
+        self.net, self.size = (torch.zeros(timesteps, samples, dtype=torch.float64) for _ in range(2))
+        self.counts: Tensor | None = None
 
-    def __call__(self, spikes: Tensor) -> None:
+    def __call__(self, spikes: Tensor, t: int, row: int) -> None:
         self.neurons = spikes[0].numel()
         dims = tuple(range(1, spikes.dim()))
         exact = torch.float64 if self.neurons * 64 >= 2**24 else spikes.dtype
+        here = t, slice(self.first_row + row, self.first_row + row + len(spikes))
         net = spikes.sum(dims, dtype=exact)
-        size = net
-        if self.signed or self.positive:  # a rectified site sends its first negative spikes at t=2
-            size = torch.linalg.vector_norm(spikes, ord=1, dim=dims, dtype=exact)
-        self.positive.append(((size + net) / 2).long())
-        self.negative.append(((size - net) / 2).long())
+        self.net[here] = net
+        # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.
+        one_sign = t == 0 and not self.signed
+        self.size[here] = net if one_sign else spikes.abs().sum(dims, dtype=exact)
         if self.keep:
-            self.counts.append(spikes.to(torch.int16))
+            if self.counts is None:
+                self.counts = torch.zeros(*self.net.shape, *spikes.shape[1:], dtype=torch.int16)
+            self.counts[here] = spikes.to("cpu", torch.int16)
 
     def read(self) -> Spikes:
-        counts = torch.stack(self.counts) if self.keep else None
-        return Spikes(self.neurons, torch.stack(self.positive), torch.stack(self.negative), counts)
+        positive, negative = (self.size + self.net) / 2, (self.size - self.net) / 2
+        return Spikes(self.neurons, positive.long(), negative.long(), self.counts)

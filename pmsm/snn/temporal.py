@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -22,11 +23,19 @@ class Rule(Enum):
 
 @dataclass
 class StaticState:
-    """Sums of the inputs so far, t * f(mean of inputs) of the last step, and the number of steps."""
+    """What a static map remembers, and how it is run.
 
-    sums: list[Any]
-    last: Any
-    t: int
+    Args:
+        timesteps: steps that arrive at once, [timesteps * N, ...], step by step in dim 0; 1: one step per call.
+        t: steps done in earlier calls.
+        sums: sum of each input over the steps so far.
+        last: t * f(mean of the inputs so far).
+    """
+
+    timesteps: int = 1
+    t: int = 0
+    sums: list[Any] | None = None
+    last: Any = None
 
 
 class Static(nn.Module):
@@ -37,41 +46,62 @@ class Static(nn.Module):
 
     Args:
         operator: f; a module or a function of tensors, whose result is a tensor or any pytree of tensors.
+
+    `state` belongs to `simulate`: with state None the map runs a single timestep and remembers nothing.
     """
 
     def __init__(self, operator: Callable[..., Any]):
         super().__init__()
         self.operator = operator
         self.state: StaticState | None = None
-        self.opened = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The inputs of this step -> the output of this step."""
-        if not self.opened:
+        """The inputs of this step (or of all steps) -> its outputs."""
+        if self.state is None:
             return self.operator(*args, **kwargs)
         leaves, form = pytree.tree_flatten((args, kwargs))
-        if self.state is None:
-            result = self.operator(*args, **kwargs)
-            self.state = StaticState([_copied(leaf) for leaf in leaves], _map(_copied, result), 1)
-            return result
-        state = self.state
+        if self.state.timesteps > 1:
+            return self._scan(leaves, form, self.state.timesteps)
+        return self._step(leaves, form, self.state)
+
+    def _step(self, leaves: list[Any], form: Any, state: StaticState) -> Any:
         state.t += 1
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor):
-                state.sums[i] += leaf
-        means = [total / state.t if isinstance(total, Tensor) else total for total in state.sums]
-        mean_args, mean_kwargs = pytree.tree_unflatten(means, form)
-        total = _map(lambda y: y * state.t, self.operator(*mean_args, **mean_kwargs))
-        step = pytree.tree_map(lambda new, old: new - old if isinstance(new, Tensor) else new, total, state.last)
+        state.sums = leaves if state.sums is None else [_plus(a, b) for a, b in zip(state.sums, leaves, strict=True)]
+        means = [_map(lambda x: x / state.t, total) for total in state.sums]
+        args, kwargs = pytree.tree_unflatten(means, form)
+        total = _map(lambda y: y * state.t, self.operator(*args, **kwargs))
+        step = total if state.last is None else pytree.tree_map(_minus, total, state.last)
         state.last = total
         return step
+
+    def _scan(self, leaves: list[Any], form: Any, timesteps: int) -> Any:
+        def means(x: Tensor) -> Tensor:
+            total = x.unflatten(0, (timesteps, -1)).cumsum(0)
+            return (total / _steps(total)).flatten(0, 1)
+
+        def steps(y: Tensor) -> Tensor:
+            total = y.unflatten(0, (timesteps, -1))
+            total = total * _steps(total)
+            return torch.cat([total[:1], total.diff(dim=0)]).flatten(0, 1)
+
+        args, kwargs = pytree.tree_unflatten([_map(means, leaf) for leaf in leaves], form)
+        return _map(steps, self.operator(*args, **kwargs))
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.operator, nn.Module) else getattr(self.operator, "__name__", str(self.operator))
 
 
-def _copied(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
+def _plus(a: Any, b: Any) -> Any:
+    return a + b if isinstance(a, Tensor) else b
+
+
+def _minus(a: Any, b: Any) -> Any:
+    return a - b if isinstance(a, Tensor) else a
+
+
+def _steps(x: Tensor) -> Tensor:
+    """1, 2, ... T, shaped to go with [T, ...]."""
+    return torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
 
 
 def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

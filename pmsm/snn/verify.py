@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from pmsm import graph
 from pmsm.errors import VerificationError
 from pmsm.graph import Network
-from pmsm.methods.base import Neuron, Quantizer
+from pmsm.methods.base import Quantizer
+from pmsm.methods.neuron import Neuron
 from pmsm.qann.calibrate import inputs_of
 
 
