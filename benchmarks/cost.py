@@ -1,14 +1,16 @@
 """What does exactness cost? Ratios of SNN, QANN and float network, in one interleaved run.
 
 Run: .venv/bin/python benchmarks/cost.py [--repeats 15] [--out results/cost.json]
-ResNet-20, batch 128 of 3x32x32 random pictures, one thread. Forward passes in float32, contiguous; training steps (forward,
-backward, SGD) in bfloat16 autocast and channels_last, eager and compiled. Each round times every variant once, in turn; a
+ResNet-20 with random weights, batch 128 of 3x32x32 random pictures, one thread. Forward passes in float32, contiguous; training steps (forward,
+backward, SGD) in bfloat16 autocast and channels_last, eager and compiled. Each round times every variant once, in random order; a
 ratio is the median over rounds of the quotient within a round. Left out: loading data, the energy of anything.
 """
 
 import argparse
+import copy
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -90,8 +92,6 @@ def forward_variants(ann: nn.Module, qann: nn.Module, x: torch.Tensor) -> dict[s
 
 def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool) -> Work:
     """One step of SGD on a fixed batch."""
-    import copy
-
     network = copy.deepcopy(network).train().requires_grad_(True).to(memory_format=torch.channels_last)
     x = x.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
@@ -108,10 +108,12 @@ def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
 
 
 def interleave(variants: dict[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each variant, round by round; the first two rounds warm up and do not count."""
+    """Seconds of each variant, round by round, in an order drawn anew each time; two rounds warm up and do not count."""
     times: dict[str, list[float]] = {name: [] for name in variants}
+    order, draw = list(variants.items()), random.Random(0)
     for round_ in range(repeats + 2):
-        for name, work in variants.items():
+        draw.shuffle(order)
+        for name, work in order:
             start = time.perf_counter()
             work()
             if round_ >= 2:

@@ -4,11 +4,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: a test never downloads
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 torch.set_num_threads(1)  # equal sums in every run, and no fight for the cores
 
@@ -30,3 +32,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder} (set PMSM_DATA)")
     return folder
+
+
+@pytest.fixture
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """A function that gives every BatchNorm of a network random statistics and weights, as training would."""
+
+    def randomize(network: nn.Module) -> nn.Module:
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.5)
+                nn.init.normal_(norm.running_mean, std=0.5)
+                nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        return network.eval()
+
+    return randomize

@@ -4,19 +4,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pmsm.methods.rounding import BLOCK, count, quantize
+from pmsm.methods.rounding import BLOCK, count, flat_arrays, kernels, quantize
 
 
 class Probe(Protocol):
-    """Who wants to see spikes: called with signed counts [rows, ...], the step (from 0) and the first sample's index.
+    """Who wants to see spikes: sums over each sample's neurons, and, with `keep`, every count."""
 
-    The tensor is overwritten afterwards: copy what you keep.
-    """
+    keep: bool
 
-    def __call__(self, spikes: Tensor, t: int, row: int) -> None: ...
+    def __call__(self, spikes: Tensor, t: int, row: int) -> None:
+        """Signed counts [rows, ...] of step `t` (from 0), samples from `row` on; overwritten afterwards, so copy them."""
+        ...
+
+    def add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
+        """Instead of counts, their sums over `neurons`: of k and of |k|, [steps, N] int64, steps from `t` on."""
+        ...
 
 
 @dataclass
@@ -74,6 +80,8 @@ class Neuron(nn.Module):
 
     def _single_step(self, x: Tensor, out: Tensor) -> None:
         """T=1: nothing to remember."""
+        if self._compiled_once(x, out):
+            return
         for row, x_, out_ in _row_blocks(x, out):
             torch.div(x_, self.threshold, out=out_)
             self._emit(count(out_, self.quant_min, self.quant_max, out=out_), 0, row)
@@ -81,39 +89,86 @@ class Neuron(nn.Module):
     def _one_of_many(self, x: Tensor, out: Tensor, state: NeuronState) -> None:
         """One step, with the state of the whole batch carried from call to call."""
         if state.v is None:
-            state.v, state.bound = torch.empty_like(x), self._first_bound(x)
-        bounds = () if state.bound is None else (state.bound,)
-        for row, x_, out_, v, *bound in _row_blocks(x, out, state.v, *bounds):
-            self._emit(self._step(x_, v, bound[0] if bound else None, out_, state.t), state.t, row)
+            state.v, state.bound = torch.zeros_like(x), self._first_bound(x)
+        if not self._compiled_step(x, out, state):
+            bounds = () if state.bound is None else (state.bound,)
+            for row, x_, out_, v, *bound in _row_blocks(x, out, state.v, *bounds):
+                self._emit(self._step(x_, v, bound[0] if bound else None, out_), state.t, row)
         state.t += 1
 
     def _all_steps(self, x: Tensor, out: Tensor, timesteps: int) -> None:
         """A scan over all steps of a few samples at a time, whose state never leaves the cache."""
+        if self._compiled_scan(x, out, timesteps):
+            return
         x_steps, out_steps = (y.unflatten(0, (timesteps, -1)).transpose(0, 1) for y in (x, out))
         for row, _, x_, out_ in _row_blocks(x_steps[:, 0], x_steps, out_steps):
-            v = torch.empty_like(x_[:, 0])
+            v = torch.zeros_like(x_[:, 0])
             bound = self._first_bound(v)
             for t in range(timesteps):
-                self._emit(self._step(x_[:, t], v, bound, out_[:, t], t), t, row)
+                self._emit(self._step(x_[:, t], v, bound, out_[:, t]), t, row)
+
+    # The same in one pass through memory, where a kernel can serve; each returns whether it did.
+
+    def _compiled_once(self, x: Tensor, out: Tensor) -> bool:
+        arrays = self._kernel_arrays(x, out)
+        if arrays is None:
+            return False
+        net, size = np.zeros((2, 1, len(x)), np.int64)
+        x_, out_ = (a.reshape(len(x), -1) for a in arrays)
+        numbers = map(np.float32, (self.threshold.item(), self.quant_min, self.quant_max))
+        kernels().neuron_once(x_, out_, net[0], size[0], *numbers)
+        self._add(net, size, 0, x_.shape[-1])
+        return True
+
+    def _compiled_scan(self, x: Tensor, out: Tensor, timesteps: int) -> bool:
+        arrays = self._kernel_arrays(x, out)
+        if arrays is None:
+            return False
+        net, size = np.zeros((2, timesteps, len(x) // timesteps), np.int64)
+        first, step, side = self._bound_rule()
+        x_, out_ = (a.reshape(*net.shape, -1) for a in arrays)
+        numbers = map(np.float32, (self.threshold.item(), *self._burst(), first, step))
+        kernels().neuron_scan(x_, out_, net, size, *numbers, side)
+        self._add(net, size, 0, x_.shape[-1])
+        return True
+
+    def _compiled_step(self, x: Tensor, out: Tensor, state: NeuronState) -> bool:
+        arrays = self._kernel_arrays(x, out, state.v, *([] if state.bound is None else [state.bound]))
+        if arrays is None:
+            return False
+        net, size = np.zeros((2, 1, len(x)), np.int64)
+        _, step, side = self._bound_rule()
+        x_, out_, v, *bound = (a.reshape(len(x), -1) for a in arrays)
+        numbers = map(np.float32, (self.threshold.item(), *self._burst(), step))
+        bound = bound[0] if bound else np.zeros((1, 1), np.float32)
+        kernels().neuron_step(x_, v, bound, out_, net[0], size[0], *numbers, side)
+        self._add(net, size, state.t, x_.shape[-1])
+        return True
+
+    def _kernel_arrays(self, *tensors: Tensor | None) -> list[Any] | None:
+        if (self.probe is not None and self.probe.keep) or self.threshold.dtype != torch.float32:
+            return None
+        first = tensors[0]
+        usable = first is not None and first.dtype == torch.float32
+        return flat_arrays(self.threshold, *(t for t in tensors if t is not None)) if usable else None
+
+    def _add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
+        if self.probe is not None:
+            self.probe.add(net, size, t, neurons)
 
     def _emit(self, spikes: Tensor, t: int, row: int) -> None:
         if self.probe is not None:
             self.probe(spikes, t, row)
         spikes.mul_(self.threshold)
 
-    def _step(self, x: Tensor, v: Tensor, bound: Tensor | None, out: Tensor, t: int) -> Tensor:
-        """Signed counts of one step, written to `out`; `v` (undefined at t=0) and `bound` move on."""
-        if t == 0:
-            torch.div(x, self.threshold, out=v)
-        else:
-            v.add_(torch.div(x, self.threshold, out=out))
+    def _step(self, x: Tensor, v: Tensor, bound: Tensor | None, out: Tensor) -> Tensor:
+        """Signed counts of one step, written to `out`; `v` and `bound` move on."""
+        v.add_(torch.div(x, self.threshold, out=out))
         count(v, *self._burst(), out=out)
         if bound is not None:
-            lower = -self.quant_min < self.quant_max
-            (torch.maximum if lower else torch.minimum)(out, bound, out=out)
-            bound.sub_(out)
-            if self.quant_min < 0:
-                bound.add_(self.quant_min if lower else self.quant_max)
+            _, step, side = self._bound_rule()
+            (torch.maximum if side > 0 else torch.minimum)(out, bound, out=out)
+            bound.sub_(out).add_(step)
         v.sub_(out)
         return out
 
@@ -124,11 +179,18 @@ class Neuron(nn.Module):
         burst = max(-self.quant_min, self.quant_max)
         return -burst, burst
 
+    def _bound_rule(self) -> tuple[int, int, int]:
+        """The bound on the running total that the bound on a single step does not imply already.
+
+        Its first value, what it gains per step, and its side: 1 lower, -1 upper, 0 where both are implied.
+        """
+        side = self.cancel * ((-self.quant_min < self.quant_max) - (-self.quant_min > self.quant_max))
+        limit = self.quant_min if side > 0 else self.quant_max
+        return limit, limit, side
+
     def _first_bound(self, like: Tensor) -> Tensor | None:
-        """The bound on the running total that the bound on a single step does not imply already; None if it implies both."""
-        if not self.cancel or -self.quant_min == self.quant_max:
-            return None
-        return torch.full_like(like, self.quant_min if -self.quant_min < self.quant_max else self.quant_max)
+        first, _, side = self._bound_rule()
+        return torch.full_like(like, first) if side else None
 
     def extra_repr(self) -> str:
         return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"

@@ -1,12 +1,18 @@
-"""One rounding rule, used by every quantizer and every neuron, each direction in one pass through the cache.
+"""One rounding rule, used by every quantizer and every neuron, each direction in one pass through memory.
 
-The element-wise chains below are memory bound. On a CPU they run block by block, so that a tensor travels through
-main memory once instead of once per operation; every operation is correctly rounded, so the block size cannot
-change a bit of the result.
+The element-wise chains below are memory bound. On a CPU they are compiled (extra `fast`), or else run block by block, so
+that a tensor travels through main memory once instead of once per operation. Every operation is correctly rounded, so
+neither can change a bit of the result.
 """
 
+import os
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +79,11 @@ def _forward(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor
     if torch.compiler.is_compiling():
         return (count(x.to(scale.dtype) / scale, quant_min, quant_max) * scale).to(x.dtype)
     out = torch.empty_like(x)
+    arrays = flat_arrays(scale, x, out)
+    if arrays is not None:
+        kernel = kernels().quantize_float32 if x.dtype == torch.float32 else kernels().quantize_bfloat16
+        kernel(*arrays, *map(np.float32, (scale.item(), quant_min, quant_max)))
+        return out
     for x_, out_ in blocks(scale, x, out):
         u = torch.div(x_.to(scale.dtype), scale, out=out_ if out_.dtype == scale.dtype else None)
         count(u, quant_min, quant_max, out=u).mul_(scale)
@@ -88,6 +99,12 @@ def _backward(
         grad_x, grad_scale = _backward_block(grad, x, scale, quant_min, quant_max, slack)
         return grad_x.to(x.dtype), grad_scale
     grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
+    arrays = flat_arrays(scale, grad, x, grad_x)
+    if arrays is not None:
+        kernel = kernels().gradients_float32 if x.dtype == torch.float32 else kernels().gradients_bfloat16
+        sums = np.zeros(kernels().TILE, np.float32)
+        kernel(*arrays, sums, *map(np.float32, (scale.item(), quant_min, quant_max, slack)))
+        return grad_x, grad_scale + float(sums.sum(dtype=np.float64))
     for grad_, x_, out_ in blocks(scale, grad, x, grad_x):
         grad_x_, grad_scale_ = _backward_block(grad_, x_, scale, quant_min, quant_max, slack)
         out_.copy_(grad_x_)
@@ -132,6 +149,38 @@ def blocks(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
             return
     rows = max(1, BLOCK * first.shape[0] // first.numel())
     yield from zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+@cache
+def kernels() -> Any:
+    """The compiled kernels, or None where numba is missing or PMSM_KERNELS=torch asks for the plain form."""
+    if find_spec("numba") is None or os.environ.get("PMSM_KERNELS") == "torch":
+        return None
+    return import_module("pmsm.methods.kernels")
+
+
+def flat_arrays(scale: Tensor, *tensors: Tensor) -> list[Any] | None:
+    """The memory of tensors of one shape as flat arrays for a kernel; None where the plain form must serve.
+
+    A kernel takes float32, or bfloat16 as its bits, on a CPU, one scale, and tensors in the same dense order. It runs on
+    one thread: beyond two, torch's own threads are faster.
+    """
+    first = tensors[0]
+    fits = (
+        first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.bfloat16)
+        and scale.dtype == torch.float32
+        and scale.numel() == 1
+        and all(t.dtype == first.dtype and t.stride() == first.stride() for t in tensors)
+    )
+    if not fits or torch.get_num_threads() > 2 or kernels() is None:
+        return None
+    flat = [_flat(t.detach()) for t in tensors]
+    if flat[0] is None:
+        return None
+    if first.dtype == torch.bfloat16:
+        return [f.view(torch.uint16).numpy() for f in flat if f is not None]
+    return [f.numpy() for f in flat if f is not None]
 
 
 def _flat(x: Tensor) -> Tensor | None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -137,7 +138,7 @@ def _check(snn: Network, inputs: tuple[Any, ...], timesteps: int, record: str | 
     for x in inputs:
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
             raise SimulationError("simulate needs at least one sample, batch dimension first: x of shape [N, ...].")
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        if x.is_floating_point() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):
             raise SimulationError("the input holds NaN or Inf. Repair those samples; torch.isfinite(x) finds them.")
 
 
@@ -190,7 +191,7 @@ class _Recorder:
 
     def __init__(self, timesteps: int, samples: int, *, keep: bool, signed: bool):
         self.signed, self.keep, self.first_row, self.neurons = signed, keep, 0, 0
-        self.net, self.size = (torch.zeros(timesteps, samples, dtype=torch.float64) for _ in range(2))
+        self.net, self.size = np.zeros((2, timesteps, samples), np.int64)
         self.counts: Tensor | None = None
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
@@ -198,16 +199,21 @@ class _Recorder:
         dims = tuple(range(1, spikes.dim()))
         exact = torch.float64 if self.neurons * 64 >= 2**24 else spikes.dtype
         here = t, slice(self.first_row + row, self.first_row + row + len(spikes))
-        net = spikes.sum(dims, dtype=exact)
+        net = spikes.sum(dims, dtype=exact).cpu().numpy()
         self.net[here] = net
         # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.
         one_sign = t == 0 and not self.signed
-        self.size[here] = net if one_sign else spikes.abs().sum(dims, dtype=exact)
+        self.size[here] = net if one_sign else spikes.abs().sum(dims, dtype=exact).cpu().numpy()
         if self.keep:
             if self.counts is None:
                 self.counts = torch.zeros(*self.net.shape, *spikes.shape[1:], dtype=torch.int16)
             self.counts[here] = spikes.to("cpu", torch.int16)
 
+    def add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
+        self.neurons = neurons
+        here = slice(t, t + len(net)), slice(self.first_row, self.first_row + net.shape[1])
+        self.net[here], self.size[here] = net, size
+
     def read(self) -> Spikes:
-        positive, negative = (self.size + self.net) / 2, (self.size - self.net) / 2
-        return Spikes(self.neurons, positive.long(), negative.long(), self.counts)
+        positive, negative = (self.size + self.net) // 2, (self.size - self.net) // 2
+        return Spikes(self.neurons, torch.from_numpy(positive), torch.from_numpy(negative), self.counts)
