@@ -1,9 +1,11 @@
 """What does exactness cost? Ratios of SNN, QANN and float network, in one interleaved run.
 
 Run: .venv/bin/python benchmarks/cost.py [--repeats 15] [--out results/cost.json]
-ResNet-20 with random weights, batch 128 of 3x32x32 random pictures, one thread. Forward passes in float32, contiguous; training steps (forward,
-backward, SGD) in bfloat16 autocast and channels_last, eager and compiled. Each round times every variant once, in random order; a
-ratio is the median over rounds of the quotient within a round. Left out: loading data, the energy of anything.
+ResNet-20 with random weights, batch 128 of 3x32x32 random pictures, one thread. Forward passes in float32,
+contiguous; training steps (forward, backward, SGD) in bfloat16 autocast and channels_last, eager and
+compiled. Each round times every variant once, in random order; a
+ratio is the median over rounds of the quotient within a round. Left out: loading data, the energy of
+anything.
 """
 
 import argparse
@@ -33,7 +35,9 @@ Work = Callable[[], object]
 
 def main() -> None:
     """Print the ratios and write them, with the environment."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--compile", action="store_true", help="time compiled training steps as well")
@@ -108,7 +112,9 @@ def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
 
 
 def interleave(variants: dict[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each variant, round by round, in an order drawn anew each time; two rounds warm up and do not count."""
+    """Seconds of each variant, round by round, in an order drawn anew each time; two rounds warm up and do
+    not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     order, draw = list(variants.items()), random.Random(0)
     for round_ in range(repeats + 2):

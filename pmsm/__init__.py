@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate", "kept", "quantize",
-    "simulate", "train", "verify",
+    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate", "kept",
+    "quantize", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
-    "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize", "quantize": "qann.quantize",
-    "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.simulate", "simulate": "snn.simulate",
-    "Rule": "snn.temporal", "verify": "snn.verify", "evaluate": "ann.train", "train": "ann.train",
+    "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
+    "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.simulate",
+    "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify", "evaluate": "ann.train",
+    "train": "ann.train",
 }  # fmt: skip
-"""Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load torch."""
+"""Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load
+torch.
+"""
 
 
 def __getattr__(name: str) -> object:

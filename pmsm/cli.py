@@ -63,7 +63,9 @@ def _command() -> str:
 
 
 def main() -> None:
-    """Run the command line; errors of this library end it with their text and exit status 1, Ctrl-C with 130."""
+    """Run the command line; errors of this library end it with their text and exit status 1, Ctrl-C with
+    130.
+    """
     try:
         app()
     except KeyboardInterrupt:

@@ -1,8 +1,9 @@
-"""Is nothing lost at T=1? The demo over several seeds: float network, PMSM calibrated and trained, QCFS-IF at every T.
+"""Is nothing lost at T=1? The demo over several seeds: float network, PMSM calibrated and trained, QCFS-IF at
+every T.
 
 Run: .venv/bin/python recipes/demo.py [FASHION_MNIST_FOLDER ...] [--seeds 3] [--levels 9]
-Runs on scikit-learn's digits and on each folder given. Appends one line per run to results/demo.jsonl and prints, per
-data set, mean and spread (lowest to highest seed).
+Runs on scikit-learn's digits and on each folder given. Appends one line per run to results/demo.jsonl and
+prints, per data set, mean and spread (lowest to highest seed).
 """
 
 import argparse
@@ -20,7 +21,9 @@ RESULTS = Path(__file__).parent.parent / "results" / "demo.jsonl"
 
 def main() -> None:
     """Every data set and seed, one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directories", type=Path, nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", type=int, default=9)
@@ -45,12 +48,15 @@ def table(records: list[dict]) -> str:
              f"{'float network':24s} {_cell([r['float']['accuracy'] for r in records])}"]  # fmt: skip
     for i, method in enumerate(records[0]["methods"]):
         cells = [
-            f"T={t} " + _cell([r["methods"][i]["accuracy"][j] for r in records]) for j, t in enumerate(TIMESTEPS)
+            f"T={t} " + _cell([r["methods"][i]["accuracy"][j] for r in records])
+            for j, t in enumerate(TIMESTEPS)
         ]
         lines.append(f"{method['name']:24s} " + "  ".join(cells))
     for record in records:
         gap = record["methods"][1]["accuracy"][0] - record["float"]["accuracy"]
-        lines.append(f"seed {record['environment']['seed']}: PMSM after QAT at T=1 minus float: {gap:+.2f} pp")
+        lines.append(
+            f"seed {record['environment']['seed']}: PMSM after QAT at T=1 minus float: {gap:+.2f} pp"
+        )
     return "\n".join(lines)
 
 

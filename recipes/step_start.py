@@ -1,8 +1,9 @@
-"""Does the start of the step matter? QAT on Fashion-MNIST from steps x1/4 to x4 of the entropy rule's, PMSM and QCFS.
+"""Does the start of the step matter? QAT on Fashion-MNIST from steps x1/4 to x4 of the entropy rule's, PMSM
+and QCFS.
 
 Run: .venv/bin/python recipes/step_start.py FASHION_MNIST_FOLDER [--levels 9] [--seeds 1] [--images 60000]
-Appends one line per run to results/step_start.jsonl. One float network per seed; every QAT run starts from its weights,
-with the budget of the demo. `published` is QCFS from its own start, lambda = 8.
+Appends one line per run to results/step_start.jsonl. One float network per seed; every QAT run starts from
+its weights, with the budget of the demo. `published` is QCFS from its own start, lambda = 8.
 """
 
 import argparse
@@ -28,7 +29,9 @@ RESULTS = Path(__file__).parent.parent / "results" / "step_start.jsonl"
 
 def main() -> None:
     """Every method and factor, one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--levels", type=int, default=9)
     parser.add_argument("--seeds", type=int, default=1)
@@ -46,15 +49,25 @@ def main() -> None:
         torch.manual_seed(seed)
         ann = SmallResNet(train_set.images.shape[1], train_set.class_count)
         train(ann, batches, epochs=options.float_epochs, lr=FLOAT_LR, warmup_epochs=1, seed=seed)
-        base = {"recipe": "step_start", "data": train_set.name, "images": len(train_set), "levels": options.levels,
-                "float_epochs": options.float_epochs, "epochs": options.epochs, "seed": seed,
-                "float_accuracy": evaluate(ann, test), "environment": environment(seed)}  # fmt: skip
+        base = {
+            "recipe": "step_start",
+            "data": train_set.name,
+            "images": len(train_set),
+            "levels": options.levels,
+            "float_epochs": options.float_epochs,
+            "epochs": options.epochs,
+            "seed": seed,
+            "float_accuracy": evaluate(ann, test),
+            "environment": environment(seed),
+        }
         runs: list[tuple[Method, float | str]] = [(PMSM(options.levels), f) for f in FACTORS]
-        runs += [(QCFS(options.levels, start="entropy"), f) for f in FACTORS] + [(QCFS(options.levels), "published")]
+        runs += [(QCFS(options.levels, start="entropy"), f) for f in FACTORS] + [
+            (QCFS(options.levels), "published")
+        ]
         for method, factor in runs:
             row = base | _run(ann, method, factor, batches, test, options.epochs, seed)
-            print(json.dumps({k: row[k] for k in ("method", "factor", "calibrated", "accuracy", "float_accuracy")}),
-                  flush=True)  # fmt: skip
+            shown = ("method", "factor", "calibrated", "accuracy", "float_accuracy")
+            print(json.dumps({key: row[key] for key in shown}), flush=True)
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

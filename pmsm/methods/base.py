@@ -65,7 +65,7 @@ class Method:
 
     exact: ClassVar[bool] = True
 
-    def quantizer(self, site: Site = Site()) -> "Quantizer":  # noqa: B008 -- Site is frozen
+    def quantizer(self, site: Site = Site()) -> "Quantizer":
         """A new, uncalibrated quantizer for `site`."""
         raise NotImplementedError
 
@@ -73,7 +73,8 @@ class Method:
 class Quantizer(nn.Module):
     """Base of the trainable quantizers: `scale * count(x / scale)` at one site.
 
-    Until `calibrate` has set a start, the forward pass is refused. While an `observer` is set, the site lets the float
+    Until `calibrate` has set a start, the forward pass is refused. While an `observer` is set, the site lets
+    the float
     signal pass and shows it to the observer: that is how calibration sees the float network.
 
     A subclass holds the parameters, and defines `scale`, `calibrate`, `set_start` and `neuron`.
@@ -87,6 +88,7 @@ class Quantizer(nn.Module):
         self.site = site
         self.observer: Callable[[Tensor], None] | None = None
         self.register_buffer("bounds", torch.zeros(2, dtype=torch.int64))
+        self.bounds: Tensor
         self.quant_min, self.quant_max = 0, 0  # `bounds` as Python numbers; 0, 0 until calibrated
         self.register_load_state_dict_post_hook(lambda module, _: module._read_bounds())
 
@@ -95,7 +97,9 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def calibrate(self, choose: Chooser) -> None:
-        """Set step and bounds: ask `choose` for the best among this method's splits, or follow the method's own rule."""
+        """Set step and bounds: ask `choose` for the best among this method's splits, or follow the method's
+        own rule.
+        """
         raise NotImplementedError
 
     def set_start(self, start: Start) -> None:
@@ -143,15 +147,15 @@ class Quantizer(nn.Module):
         self._read_bounds()
 
     def _read_bounds(self) -> None:
-        self.quant_min, self.quant_max = (int(b) for b in self.bounds)
+        self.quant_min, self.quant_max = self.bounds.tolist()
 
     def _threshold(self) -> Tensor:
         threshold = self.scale().detach().clone()
         if not self.calibrated or not bool((threshold > 0).all()):
             raise ConversionError(
-                f"site {self.site.name!r} has no positive step (smallest: {threshold.min().item():.4g}, bounds "
-                f"{self.quant_min}..{self.quant_max}). Calibrate first, pmsm.calibrate(qann, batches); a learned step "
-                f"that turned negative needs a smaller learning rate."
+                f"site {self.site.name!r} has no positive step (smallest: {threshold.min().item():.4g}, "
+                f"bounds {self.quant_min}..{self.quant_max}). Calibrate first, pmsm.calibrate(qann, "
+                f"batches); a learned step that turned negative needs a smaller learning rate."
             )
         return threshold
 

@@ -1,7 +1,7 @@
 """The chains of `rounding` and `neuron` compiled by numba: one pass through memory, the same bits.
 
-Optional (extra `fast`). Used for float32 and bfloat16 on a CPU with one step per site; everything else, and everything
-where numba is missing, takes the plain torch form, which is the reference.
+Optional (extra `fast`). Used for float32 and bfloat16 on a CPU with one step per site; everything else, and
+everything where numba is missing, takes the plain torch form, which is the reference.
 """
 
 import numba
@@ -41,16 +41,24 @@ def gradients_float32(grad, x, grad_x, sums, scale, low, high, slack):
     half_cell = slack == HALF
     for start in range(0, x.size, TILE):
         size = min(TILE, x.size - start)
-        _gradients(grad[start : start + size], x[start : start + size], grad_x[start : start + size], sums, scale,
-                   low, high, slack, half_cell)  # fmt: skip
+        here = slice(start, start + size)
+        _gradients(grad[here], x[here], grad_x[here], sums, scale, low, high, slack, half_cell)
 
 
 @_compile
 def gradients_bfloat16(grad, x, grad_x, sums, scale, low, high, slack):
     """As `gradients_float32`; grad, x, grad_x: [n] bits of bfloat16 as uint16."""
     half_cell = slack == HALF
-    grad_bits, x_bits, out_bits = np.empty(TILE, np.uint32), np.empty(TILE, np.uint32), np.empty(TILE, np.uint32)
-    grad_value, x_value, out_value = grad_bits.view(np.float32), x_bits.view(np.float32), out_bits.view(np.float32)
+    grad_bits, x_bits, out_bits = (
+        np.empty(TILE, np.uint32),
+        np.empty(TILE, np.uint32),
+        np.empty(TILE, np.uint32),
+    )
+    grad_value, x_value, out_value = (
+        grad_bits.view(np.float32),
+        x_bits.view(np.float32),
+        out_bits.view(np.float32),
+    )
     for start in range(0, x.size, TILE):
         size = min(TILE, x.size - start)
         _widen(grad[start : start + size], grad_bits)
@@ -74,7 +82,8 @@ def _gradients(grad, x, grad_x, sums, scale, low, high, slack, half_cell):
 
 @_compile
 def neuron_once(x, out, net, size, scale, low, high):
-    """A single timestep: `quantize_float32` per sample, x and out: [N, M], with the sums of k and |k|: [N] int64.
+    """A single timestep: `quantize_float32` per sample, x and out: [N, M], with the sums of k and |k|: [N]
+    int64.
 
     The sums run in LANES float32 numbers each, exact while a lane stays below 2**24: M < 2**24 / |k| * LANES.
     """
@@ -109,10 +118,11 @@ def _count_lanes(x, out, lanes, sizes, scale, low, high):
 
 @_compile
 def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step, side):
-    """All steps of fresh neurons. x, out: [T, N, M] float32; net, size: [T, N] int64, sums of k and of |k| over M.
+    """All steps of fresh neurons. x, out: [T, N, M] float32; net, size: [T, N] int64, sums of k and of |k|
+    over M.
 
-    side: 1 for a lower bound on the running total, -1 for an upper bound, 0 for none; the bound starts at `first_bound`
-    and moves by `bound_step` - k.
+    side: 1 for a lower bound on the running total, -1 for an upper bound, 0 for none; the bound starts at
+    `first_bound` and moves by `bound_step` - k.
     """
     v, bound = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     timesteps, samples, neurons = x.shape
@@ -123,7 +133,15 @@ def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step
             bound[:] = first_bound
             for t in range(timesteps):
                 total, absolute = _neuron_tile(
-                    x[t, n, start:stop], v, bound, out[t, n, start:stop], threshold, low, high, bound_step, side
+                    x[t, n, start:stop],
+                    v,
+                    bound,
+                    out[t, n, start:stop],
+                    threshold,
+                    low,
+                    high,
+                    bound_step,
+                    side,
                 )
                 net[t, n] += total
                 size[t, n] += absolute
@@ -131,9 +149,10 @@ def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step
 
 @_compile
 def neuron_step(x, v, bound, out, net, size, threshold, low, high, bound_step, side):
-    """One step of neurons with state. x, v, bound, out: [N, M] float32 (bound: [1, 1] if side is 0); net, size: [N]."""
-    samples, neurons = x.shape
-    for n in range(samples):
+    """One step of neurons with state. x, v, bound, out: [N, M] float32 (bound: [1, 1] if side is 0); net,
+    size: [N].
+    """
+    for n in range(x.shape[0]):
         b = bound[n] if side != 0 else bound[0]
         net[n], size[n] = _neuron_tile(x[n], v[n], b, out[n], threshold, low, high, bound_step, side)
 
@@ -172,4 +191,6 @@ def _narrow(bits, out):
     for i in range(bits.size):
         b = bits[i]
         rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        out[i] = np.uint16(0x7FC0) if (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else np.uint16(rounded)
+        out[i] = (
+            np.uint16(0x7FC0) if (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else np.uint16(rounded)
+        )

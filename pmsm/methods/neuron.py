@@ -1,4 +1,6 @@
-"""The spiking neuron: signed multi-spikes, soft reset, potential in units of the threshold; step by step or as a scan."""
+"""The spiking neuron: signed multi-spikes, soft reset, potential in units of the threshold; step by step or
+as a scan.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +19,15 @@ class Probe(Protocol):
     keep: bool
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
-        """Signed counts [rows, ...] of step `t` (from 0), samples from `row` on; overwritten afterwards, so copy them."""
+        """Signed counts [rows, ...] of step `t` (from 0), samples from `row` on; overwritten afterwards, so
+        copy them.
+        """
         ...
 
     def add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
-        """Instead of counts, their sums over `neurons`: of k and of |k|, [steps, N] int64, steps from `t` on."""
+        """Instead of counts, their sums over `neurons`: of k and of |k|, [steps, N] int64, steps from `t`
+        on.
+        """
         ...
 
 
@@ -30,7 +36,8 @@ class NeuronState:
     """What a neuron remembers, and how it is run.
 
     Args:
-        timesteps: steps that arrive at once, [timesteps * N, ...], step by step in dim 0; 1: one step per call.
+        timesteps: steps that arrive at once, [timesteps * N, ...], step by step in dim 0; 1: one step per
+            call.
         t: steps done in earlier calls.
         v: [N, ...], potential / threshold left after the last spikes; None before the first step.
         bound: [N, ...], the most negative (or, if -quant_min > quant_max, most positive) count still allowed.
@@ -45,16 +52,19 @@ class NeuronState:
 class Neuron(nn.Module):
     """Integrate-and-fire neuron with signed multi-spikes and soft reset.
 
-    Each step: v += x / threshold; k = count(v); v -= k; emit threshold * k. At t=1 that is the quantizer, bit for bit.
+    Each step: v += x / threshold; k = count(v); v -= k; emit threshold * k. At t=1 that is the quantizer, bit
+    for bit.
 
     Args:
         threshold: scalar or channel-shaped, positive, activation units.
         quant_min, quant_max: bounds of the count at t=1.
-        cancel: bound the running total instead of each step, quant_min * t <= sum of k <= quant_max * t, with at most
-            max(-quant_min, quant_max) spikes per step: a rectified site may then take back what it sent too early, and
+        cancel: bound the running total instead of each step, quant_min * t <= sum of k <= quant_max * t, with
+            at most max(-quant_min, quant_max) spikes per step: a rectified site may then take back what it
+            sent too early, and
             the mean output tends to the clipped mean input. False: quant_min <= k <= quant_max at every step.
 
-    `state` and `probe` belong to `simulate`: with state None the neuron runs a single timestep and remembers nothing.
+    `state` and `probe` belong to `simulate`: with state None the neuron runs a single timestep and remembers
+    nothing.
     """
 
     def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, cancel: bool = True):
@@ -66,7 +76,9 @@ class Neuron(nn.Module):
         self.probe: Probe | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, ...] input current of this step (or of all steps) -> [N, ...] its spikes times the threshold."""
+        """[N, ...] input current of this step (or of all steps) -> [N, ...] its spikes times the
+        threshold.
+        """
         if self.state is None and self.probe is None:
             return quantize(x, self.threshold, self.quant_min, self.quant_max)
         out = torch.empty_like(x)

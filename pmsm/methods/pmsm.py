@@ -22,11 +22,12 @@ class PMSM(Method):
     Args:
         levels: number of codes per site, at least 2; 5, 9, 17 and 33 are the usual choices.
         split: how the codes are shared out below and above zero.
-            "entropy": by the entropy rule, from the signal that the float network transmits: behind ReLU there is
-            nothing below zero, elsewhere the split with the best criterion wins.
-            "rectified", "leaky", "symmetric": no codes below zero, about one for every three above, as many as above.
-            The last two replace ReLU by the signed quantizer, so that the negative values behind BatchNorm survive;
-            the network must then be trained. A pair (quant_min, quant_max) sets the split by hand.
+            "entropy": by the entropy rule, from the signal that the float network transmits: behind ReLU
+            there is nothing below zero, elsewhere the split with the best criterion wins.
+            "rectified", "leaky", "symmetric": no codes below zero, about one for every three above, as many
+            as above. The last two replace ReLU by the signed quantizer, so that the negative values behind
+            BatchNorm survive; the network must then be trained. A pair (quant_min, quant_max) sets the split
+            by hand.
         per_channel: one step for each channel instead of one for the site.
 
     Raises:
@@ -39,7 +40,9 @@ class PMSM(Method):
 
     def __post_init__(self) -> None:
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"PMSM needs a whole number of levels >= 2, got {self.levels!r}. Write PMSM(levels=9).")
+            raise ValueError(
+                f"PMSM needs a whole number of levels >= 2, got {self.levels!r}. Write PMSM(levels=9)."
+            )
         if isinstance(self.split, str):
             if self.split not in SPLITS:
                 raise ValueError(f"PMSM needs split in {SPLITS} or a pair, got {self.split!r}.")
@@ -49,8 +52,9 @@ class PMSM(Method):
             raise ValueError(f"PMSM needs quant_min <= 0 < quant_max, got {quant_min} and {quant_max}.")
         if quant_max - quant_min + 1 != self.levels:
             raise ValueError(
-                f"PMSM needs quant_max - quant_min + 1 == levels, got {quant_min}..{quant_max} and {self.levels} "
-                f"levels. Write PMSM(levels={quant_max - quant_min + 1}, split=({quant_min}, {quant_max}))."
+                f"PMSM needs quant_max - quant_min + 1 == levels, got {quant_min}..{quant_max} and "
+                f"{self.levels} levels. Write PMSM(levels={quant_max - quant_min + 1}, split=({quant_min}, "
+                f"{quant_max}))."
             )
 
     def quantizer(self, site: Site = Site()) -> "PMSMQuantizer":  # noqa: B008 -- Site is frozen
@@ -60,7 +64,10 @@ class PMSM(Method):
     def splits(self, rectified: bool) -> list[tuple[int, int]]:
         """Candidate (quant_min, quant_max) for a site behind ReLU, or behind anything else.
 
-        >>> PMSM(levels=5).splits(rectified=True), PMSM(levels=5, split="symmetric").splits(rectified=True)
+        >>> (
+        ...     PMSM(levels=5).splits(rectified=True),
+        ...     PMSM(levels=5, split="symmetric").splits(rectified=True),
+        ... )
         ([(0, 4)], [(-2, 2)])
         """
         top = self.levels - 1
@@ -75,9 +82,10 @@ class PMSM(Method):
 class PMSMQuantizer(Quantizer):
     """Trainable quantizer of PMSM: `scale = start * exp(rho)`, positive by construction.
 
-    The gradient of `rho` is scale * d/dscale: the change of the loss per relative change of the step. It does not depend
-    on the units of the activation and takes no further factor; that of LSQ (Esser et al. 2020), 1 / sqrt(elements *
-    largest count), made the step a hundred times too slow to leave a bad start (docs/theory.md).
+    The gradient of `rho` is scale * d/dscale: the change of the loss per relative change of the step. It does
+    not depend on the units of the activation and takes no further factor; that of LSQ (Esser et al. 2020), 1
+    / sqrt(elements * largest count), made the step a hundred times too slow to leave a bad start
+    (docs/theory.md).
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ("rho",)

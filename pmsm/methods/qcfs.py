@@ -1,7 +1,10 @@
-"""QCFS, the first baseline: quantization-clip-floor-shift activation, and its binary integrate-and-fire neuron.
+"""QCFS, the first baseline: quantization-clip-floor-shift activation, and its binary integrate-and-fire
+neuron.
 
-Source: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
-ICLR 2022, equations 14 and 17: a = lambda * clip(floor(z L / lambda + 1/2) / L, 0, 1), threshold lambda, v(0) = lambda / 2.
+Source: Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural
+networks",
+ICLR 2022, equations 14 and 17: a = lambda * clip(floor(z L / lambda + 1/2) / L, 0, 1), threshold lambda, v(0)
+= lambda / 2.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ class QCFS(Method):
 
     Args:
         levels: number of codes, L + 1, at least 2.
-        start: initial lambda of every site, activation units; 8 as published; "entropy" takes the rule of calibration.
+        start: initial lambda of every site, activation units; 8 as published; "entropy" takes the rule of
+            calibration.
 
     Raises:
         ValueError: levels < 2, or start neither a positive number nor "entropy".
@@ -32,7 +36,9 @@ class QCFS(Method):
 
     def __post_init__(self) -> None:
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"QCFS needs a whole number of levels >= 2, got {self.levels!r}. Write QCFS(levels=9).")
+            raise ValueError(
+                f"QCFS needs a whole number of levels >= 2, got {self.levels!r}. Write QCFS(levels=9)."
+            )
         if self.start != "entropy" and not (isinstance(self.start, int | float) and self.start > 0):
             raise ValueError(f"QCFS needs start > 0 or 'entropy', got {self.start!r}.")
 
@@ -44,8 +50,8 @@ class QCFS(Method):
 class QCFSQuantizer(Quantizer):
     """Trainable quantizer of QCFS; `clip_value` is lambda, trained and decayed like a weight, as published.
 
-    With scale = lambda / L this is the polar quantizer with quant_min = 0, quant_max = L; its gradient passes where
-    0 <= z < lambda only.
+    With scale = lambda / L this is the polar quantizer with quant_min = 0, quant_max = L; its gradient passes
+    where 0 <= z < lambda only.
     """
 
     slack: ClassVar[float] = 0.0

@@ -1,8 +1,8 @@
 """One rounding rule, used by every quantizer and every neuron, each direction in one pass through memory.
 
-The element-wise chains below are memory bound. On a CPU they are compiled (extra `fast`), or else run block by block, so
-that a tensor travels through main memory once instead of once per operation. Every operation is correctly rounded, so
-neither can change a bit of the result.
+The element-wise chains below are memory bound. On a CPU they are compiled (extra `fast`), or else run block
+by block, so that a tensor travels through main memory once instead of once per operation. Every operation is
+correctly rounded, so neither can change a bit of the result.
 """
 
 import os
@@ -31,8 +31,8 @@ def count(v: Tensor, quant_min: int, quant_max: int, out: Tensor | None = None) 
     Returns:
         [...], whole numbers in [quant_min, quant_max], dtype of `v`.
 
-    Quantizer and neuron both call this, so they agree bit for bit at T=1. Ties go up: `torch.round`, which sends them to
-    the even side, is another rule. Formula of this project, after the idea of arXiv:2508.14520.
+    Quantizer and neuron both call this, so they agree bit for bit at T=1. Ties go up: `torch.round`, which
+    sends them to the even side, is another rule. Formula of this project, after the idea of arXiv:2508.14520.
 
     >>> count(torch.tensor([-9.0, -0.5, 0.4, 2.5]), -2, 3)
     tensor([-2.,  0.,  0.,  3.])
@@ -40,16 +40,16 @@ def count(v: Tensor, quant_min: int, quant_max: int, out: Tensor | None = None) 
     return torch.add(v, 0.5, out=out).floor_().clamp_(quant_min, quant_max)
 
 
-def quantize(
-    x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float = 0.5
-) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float = 0.5) -> Tensor:
     """`scale * count(x / scale)`, with the straight-through gradient in `x` and the exact one in `scale`.
 
     Args:
-        x: [...], activation; half precisions are computed in the precision of `scale` and returned in their own.
-        scale: scalar or broadcastable to `x` with every dimension 1 but the channel's; positive, activation units.
-        slack: how far beyond the outermost codes, in steps, the gradient of `x` still passes: 1/2 for PMSM (the whole
-            cell of the outermost code), 0 for QCFS.
+        x: [...], activation; half precisions are computed in the precision of `scale` and returned in their
+            own.
+        scale: scalar or broadcastable to `x` with every dimension 1 but the channel's; positive, activation
+            units.
+        slack: how far beyond the outermost codes, in steps, the gradient of `x` still passes: 1/2 for PMSM
+            (the whole cell of the outermost code), 0 for QCFS.
 
     Returns:
         [...], whole multiples of `scale` between quant_min and quant_max.
@@ -136,7 +136,8 @@ def blocks(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one shape, in step, into views of about `BLOCK` elements; on a GPU, one piece.
 
     Args:
-        scale: what the pieces will be combined with; a scalar lets them be flat, otherwise they are cut along dim 0.
+        scale: what the pieces will be combined with; a scalar lets them be flat, otherwise they are cut along
+            dim 0.
     """
     first = tensors[0]
     if first.device.type != "cpu" or first.numel() <= BLOCK:
@@ -162,7 +163,8 @@ def kernels() -> Any:
 def flat_arrays(scale: Tensor, *tensors: Tensor) -> list[Any] | None:
     """The memory of tensors of one shape as flat arrays for a kernel; None where the plain form must serve.
 
-    A kernel takes float32, or bfloat16 as its bits, on a CPU, one scale, and tensors in the same dense order. It runs on
+    A kernel takes float32, or bfloat16 as its bits, on a CPU, one scale, and tensors in the same dense order.
+    It runs on
     one thread: beyond two, torch's own threads are faster.
     """
     first = tensors[0]

@@ -1,4 +1,6 @@
-"""Which step and split each site starts with: chosen from data as they stream by, or from BatchNorm without data."""
+"""Which step and split each site starts with: chosen from data as they stream by, or from BatchNorm without
+data.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,19 +22,23 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
 
     Args:
         qann: quantized network; filled in place, what training had learned of its steps is forgotten.
-        batches: inputs, batch dimension first: one tensor, or an iterable of tensors or of (input, label) pairs. They
-            stream by: memory does not depend on their number. None: use the Gaussian that BatchNorm implies.
+        batches: inputs, batch dimension first: one tensor, or an iterable of tensors or of (input, label)
+            pairs. They stream by: memory does not depend on their number. None: use the Gaussian that
+            BatchNorm implies.
         rule: "entropy", "mse", "percentile" or "kl".
 
     Returns:
         `qann`, in evaluation mode.
 
     Raises:
-        CalibrationError: no batches, NaN or Inf, a site without any signal, or no batches and a site without BatchNorm.
+        CalibrationError: no batches, NaN or Inf, a site without any signal, or no batches and a site without
+        BatchNorm.
         ValueError: unknown rule.
     """
     if rule not in entropy.RULES:
-        raise ValueError(f"calibrate needs a rule out of {', '.join(map(repr, entropy.RULES))}, got {rule!r}.")
+        raise ValueError(
+            f"calibrate needs a rule out of {', '.join(map(repr, entropy.RULES))}, got {rule!r}."
+        )
     qann.eval()
     found = _implied(qann) if batches is None else _observed(qann, batches)
     _refuse_silent(found)
@@ -46,15 +52,9 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
     return qann
 
 
-def inputs_of(network: Network, batch: Any) -> tuple[Any, ...]:
-    """The inputs in a batch: the batch itself, or the first entries of an (input, ..., label) tuple."""
-    number = sum(node.op == "placeholder" and not node.args for node in network.graph.nodes)
-    return tuple(batch[:number]) if isinstance(batch, tuple | list) else (batch,)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # With data
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer, entropy.Distribution]:
@@ -67,7 +67,7 @@ def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer,
     try:
         with torch.no_grad():
             for batch in [batches] if isinstance(batches, Tensor) else batches:
-                inputs = inputs_of(qann, batch)
+                inputs = graph.inputs_of(qann, batch)
                 _refuse_bad_batch(inputs, seen)
                 qann(*inputs)
                 seen += 1
@@ -76,7 +76,8 @@ def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer,
             quantizer.observer = None
     if seen == 0:
         raise CalibrationError(
-            "there is no batch to calibrate on. Pass at least one: pmsm.calibrate(qann, [x]) with x a batch of inputs."
+            "there is no batch to calibrate on. Pass at least one: pmsm.calibrate(qann, [x]) with x a batch "
+            "of inputs."
         )
     return {quantizer: histogram.finish() for quantizer, histogram in histograms.items()}
 
@@ -87,8 +88,9 @@ def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
         values = per_channel if histogram.zeros.numel() > 1 else x.reshape(1, -1)
         if not bool(torch.isfinite(values).all()):
             raise CalibrationError(
-                f"NaN or Inf arrives at site {quantizer.site.name!r}, though the batch itself is finite: activations "
-                f"overflow in front of it. Check the weights there, and the normalization of the inputs."
+                f"NaN or Inf arrives at site {quantizer.site.name!r}, though the batch itself is finite: "
+                f"activations overflow in front of it. Check the weights there, and the normalization of the "
+                f"inputs."
             )
         histogram.update(values)
 
@@ -98,7 +100,9 @@ def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
 def _refuse_bad_batch(inputs: tuple[Any, ...], number: int) -> None:
     for x in inputs:
         if isinstance(x, Tensor) and x.numel() == 0:
-            raise CalibrationError(f"batch {number} is empty, shape {tuple(x.shape)}. Leave empty batches out.")
+            raise CalibrationError(
+                f"batch {number} is empty, shape {tuple(x.shape)}. Leave empty batches out."
+            )
         if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise CalibrationError(
@@ -111,19 +115,21 @@ def _refuse_silent(found: dict[Quantizer, entropy.Distribution]) -> None:
     silent = [q.site.name for q, distribution in found.items() if not bool((distribution.rms > 0).any())]
     if silent:
         raise CalibrationError(
-            f"no signal at all reaches {', '.join(map(repr, silent))}: every value is zero. Calibrate on data that the "
-            f"network was made for, or remove the dead layer in front of it."
+            f"no signal at all reaches {', '.join(map(repr, silent))}: every value is zero. Calibrate on "
+            f"data that the network was made for, or remove the dead layer in front of it."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Without data
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Moments:
-    """[1, ...] mean and variance, shaped as the signal of one sample, if every BatchNorm does what it was trained to do."""
+    """[1, ...] mean and variance, shaped as the signal of one sample, if every BatchNorm does what it was
+    trained to do.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -150,8 +156,8 @@ def _implied(qann: Network) -> dict[Quantizer, entropy.Distribution]:
     missing = [q.site.name for _, q in graph.modules(qann, Quantizer) if q not in found]
     if missing:
         raise CalibrationError(
-            f"without data there is no step for {', '.join(map(repr, missing))}: no BatchNorm in front tells the "
-            f"distribution. Pass data, pmsm.calibrate(qann, batches)."
+            f"without data there is no step for {', '.join(map(repr, missing))}: no BatchNorm in front tells "
+            f"the distribution. Pass data, pmsm.calibrate(qann, batches)."
         )
     return found
 
@@ -198,9 +204,9 @@ def _rectified(signal: _Moments) -> _Moments:
     return _Moments(mean.view(shape), gaussian.variance.view(shape))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # What a calibrated or trained network keeps
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,8 @@ class Kept:
 def kept(qann: Network, batches: Iterable[Any] | Tensor) -> list[Kept]:
     """Count the codes of every site on `batches` (as for `calibrate`), in the order of execution.
 
-    The signal in front of a site is that of the quantized network itself, so errors made in earlier layers are in it.
+    The signal in front of a site is that of the quantized network itself, so errors made in earlier layers
+    are in it.
 
     Raises:
         CalibrationError: a site has no step yet.
@@ -239,7 +246,7 @@ def kept(qann: Network, batches: Iterable[Any] | Tensor) -> list[Kept]:
     try:
         with torch.no_grad():
             for batch in [batches] if isinstance(batches, Tensor) else batches:
-                qann(*inputs_of(qann, batch))
+                qann(*graph.inputs_of(qann, batch))
     finally:
         for handle in handles:
             handle.remove()

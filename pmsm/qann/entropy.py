@@ -1,12 +1,13 @@
 """How much of a signal a quantizer keeps, and the step and split that keep the most.
 
-A code is a deterministic function of the signal, so I(X; code) = H(code): the entropy of the code is the information
-that a site passes on. Entropy alone does not rank quantizers, for a badly clipped one can have the most; the criterion
+A code is a deterministic function of the signal, so I(X; code) = H(code): the entropy of the code is the
+information that a site passes on. Entropy alone does not rank quantizers, for a badly clipped one can have
+the most; the criterion
 
     J(scale) = H(code) - 1/2 log2(MSE / variance)                                          [bits]
 
-adds the bits that the reconstruction is worth. Formulas of this project, after the idea of arXiv:2508.14520. The other
-rules (`mse`, `percentile`, `kl`) choose on the same distribution with the same search.
+adds the bits that the reconstruction is worth. Formulas of this project, after the idea of arXiv:2508.14520.
+The other rules (`mse`, `percentile`, `kl`) choose on the same distribution with the same search.
 """
 
 import math
@@ -76,16 +77,15 @@ class Gaussian:
         mass = torch.special.ndtr(u)
         density = torch.where(u.isinf(), 0.0, torch.exp(-0.5 * u**2) / math.sqrt(2 * math.pi))
         tail = torch.where(u.isinf(), 0.0, (x + mean) * density)
-        return torch.stack(
-            [mass, mean * mass - std * density, (mean**2 + std**2) * mass - std * tail]
-        )
+        return torch.stack([mass, mean * mass - std * density, (mean**2 + std**2) * mass - std * tail])
 
 
 class Histogram:
     """A streaming histogram: memory does not depend on how much it has seen.
 
-    Values lie in `bins` bins over [-reach, reach]; exact zeros, of which ReLU makes many, are counted apart. When a
-    value falls outside, the reach doubles and neighboring bins merge. Within a bin the signal counts as uniform.
+    Values lie in `bins` bins over [-reach, reach]; exact zeros, of which ReLU makes many, are counted apart.
+    When a value falls outside, the reach doubles and neighboring bins merge. Within a bin the signal counts
+    as uniform.
 
     Args:
         channels: C, or 1 for a whole site.
@@ -181,7 +181,9 @@ def cells(signal: Distribution, scale: Tensor, quant_min: int, quant_max: int) -
     edges = (codes[:-1] + 0.5) * scale[..., None]
     infinity = torch.full((channels, candidates, 1), math.inf, dtype=torch.float64)
     edges = torch.cat([-infinity, edges, infinity], 2)
-    mass, first, second = signal.below(edges.reshape(channels, -1)).view(3, channels, candidates, -1).diff(dim=-1)
+    mass, first, second = (
+        signal.below(edges.reshape(channels, -1)).view(3, channels, candidates, -1).diff(dim=-1)
+    )
     value = codes * scale[..., None]
     error = (second - 2 * value * first + value**2 * mass).sum(-1)
     return mass.clamp_min(0), error.clamp_min(0)
@@ -222,8 +224,8 @@ def _percentile_rule(signal: Distribution, scale: Tensor, quant_min: int, quant_
 def _kl_rule(signal: Distribution, scale: Tensor, quant_min: int, quant_max: int, bins: int = 2048) -> Tensor:
     """Minus the divergence of the signal from the density that its code implies: each cell filled uniformly.
 
-    What is clipped counts at the outermost bin of the clipping range, and exact zeros do not count, as in the int8
-    calibration of TensorRT (Migacz, GTC 2017); `bins` equal bins over the range.
+    What is clipped counts at the outermost bin of the clipping range, and exact zeros do not count, as in the
+    int8 calibration of TensorRT (Migacz, GTC 2017); `bins` equal bins over the range.
     """
     channels, candidates = scale.shape
     low, high = (quant_min - 0.5) * scale, (quant_max + 0.5) * scale
@@ -262,9 +264,11 @@ def choose(signal: Distribution, splits: list[tuple[int, int]], rule: str = "ent
         splits: candidate (quant_min, quant_max), quant_min <= 0 < quant_max.
 
     Returns:
-        Start with scale [C], activation units. A channel without any signal gets the median step of the others.
+        Start with scale [C], activation units. A channel without any signal gets the median step of the
+        others.
 
-    Source: formulas of this project; the steps of rule "mse" for a Gaussian are those of Max, IRE Trans. 1960.
+    Source: formulas of this project; the steps of rule "mse" for a Gaussian are those of Max, IRE Trans.
+    1960.
     """
     alive = signal.rms > 0
     criterion = RULES[rule]

@@ -13,12 +13,15 @@ from pmsm.graph import Network, Node
 from pmsm.methods.base import Method, Quantizer, Site
 
 
-def quantize(ann: nn.Module, method: Method, example: Any, *, leaves: Iterable[type[nn.Module]] = ()) -> Network:
+def quantize(
+    ann: nn.Module, method: Method, example: Any, *, leaves: Iterable[type[nn.Module]] = ()
+) -> Network:
     """A quantized copy of a float network: a trainable, not yet calibrated quantizer at every site.
 
-    Sites are the activations, and the inputs of weighted layers that are not codes already; the network's own input
-    stays analog. A quantizer takes the place of ReLU and stands behind any other activation. MaxPool moves in front of
-    the quantizer, with which it commutes, so that every weighted layer receives codes at any number of timesteps.
+    Sites are the activations, and the inputs of weighted layers that are not codes already; the network's own
+    input stays analog. A quantizer takes the place of ReLU and stands behind any other activation. MaxPool
+    moves in front of the quantizer, with which it commutes, so that every weighted layer receives codes at
+    any number of timesteps.
 
     Args:
         ann: float network; left untouched.
@@ -36,11 +39,13 @@ def quantize(ann: nn.Module, method: Method, example: Any, *, leaves: Iterable[t
     _move_behind_pools(qann, method)
     _place_at_weighted_inputs(qann, method)
     if not any(True for _ in graph.modules(qann, Quantizer)):
-        kinds = sorted({getattr(k, "__name__", str(k)) for k in (graph.kind_of(qann, n) for n in qann.graph.nodes)})
+        kinds = sorted(
+            {getattr(k, "__name__", str(k)) for k in (graph.kind_of(qann, n) for n in qann.graph.nodes)}
+        )
         raise QuantizationError(
-            f"no site found in {type(ann).__name__}: no activation and no weighted layer behind another layer among its "
-            f"operators ({', '.join(kinds)}). Pass the network itself, not a single layer of it, or name the module "
-            f"types that hide its layers from tracing otherwise than in leaves=."
+            f"no site found in {type(ann).__name__}: no activation and no weighted layer behind another "
+            f"layer among its operators ({', '.join(kinds)}). Pass the network itself, not a single layer of "
+            f"it, or name the module types that hide its layers from tracing otherwise than in leaves=."
         )
     return graph.finish(qann)
 
@@ -79,18 +84,20 @@ def _refuse_bad_weights(ann: nn.Module) -> None:
     ]
     if bad:
         raise QuantizationError(
-            f"{type(ann).__name__} holds NaN or Inf in {', '.join(bad)}. Load sound weights, or train again with a "
-            f"smaller learning rate."
+            f"{type(ann).__name__} holds NaN or Inf in {', '.join(bad)}. Load sound weights, or train again "
+            f"with a smaller learning rate."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Where the sites are
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _place_at_activations(qann: Network, method: Method) -> None:
-    """A quantizer in place of ReLU, behind any other activation; none where no weighted layer reads the result."""
+    """A quantizer in place of ReLU, behind any other activation; none where no weighted layer reads the
+    result.
+    """
     read = _read_by_weighted(qann)
     for node in list(qann.graph.nodes):
         if not graph.is_module(qann, node, graph.ACTIVATIONS) or node not in read:
@@ -144,7 +151,9 @@ def _codes_into(qann: Network, pool: Node) -> tuple[set[Node], list[Node]]:
 
 
 def _unplace(qann: Network, node: Node, *, keep_relu: bool) -> None:
-    """Take a quantizer out again; where it had taken the place of a ReLU that nothing else applies, put that back."""
+    """Take a quantizer out again; where it had taken the place of a ReLU that nothing else applies, put that
+    back.
+    """
     rectified = graph.module_of(qann, node).site.rectified  # pyright: ignore[reportAttributeAccessIssue]
     if rectified and keep_relu:
         qann.set_submodule(str(node.target), nn.ReLU())
@@ -153,7 +162,9 @@ def _unplace(qann: Network, node: Node, *, keep_relu: bool) -> None:
 
 
 def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
-    """A quantizer wherever a weighted layer would read something that is neither a code nor the network's input."""
+    """A quantizer wherever a weighted layer would read something that is neither a code nor the network's
+    input.
+    """
     coded, analog = _coded(qann), _analog(qann)
     done: set[Node] = set()
     for node in list(qann.graph.nodes):
@@ -162,7 +173,9 @@ def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
         source = node.args[0] if node.args else node.kwargs["input"]
         if not isinstance(source, Node) or source in coded or source in analog or source in done:
             continue
-        _insert(qann, method, source, rectified=False, readers=[n for n in source.users if is_weighted(qann, n)])
+        _insert(
+            qann, method, source, rectified=False, readers=[n for n in source.users if is_weighted(qann, n)]
+        )
         done.add(source)
 
 
@@ -185,7 +198,9 @@ def moves_codes(network: Network, node: Node) -> bool:
 
 
 def _coded(qann: Network) -> set[Node]:
-    """Nodes whose values are codes, or means of codes: average pools are linear and join the weights behind them."""
+    """Nodes whose values are codes, or means of codes: average pools are linear and join the weights behind
+    them.
+    """
     signals, coded = graph.signals(qann), set()
     for node in qann.graph.nodes:
         passes = (
@@ -221,9 +236,9 @@ def _read_by_weighted(qann: Network) -> set[Node]:
     return read
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # One site
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _site(qann: Network, node: Node, name: str, *, rectified: bool) -> Site:

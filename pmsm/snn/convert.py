@@ -1,4 +1,6 @@
-"""QANN -> SNN: every quantizer becomes its neuron, every other operator gets a rule that says how it runs over time."""
+"""QANN -> SNN: every quantizer becomes its neuron, every other operator gets a rule that says how it runs
+over time.
+"""
 
 import copy
 import operator
@@ -20,8 +22,12 @@ LINEAR, STATIC, PRODUCT = Rule.LINEAR, Rule.STATIC, Rule.PRODUCT
 RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys((*graph.WEIGHTED, *graph.BATCHNORMS, *graph.AVGPOOLS, *graph.MOVES), LINEAR),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.ConstantPad1d, nn.ConstantPad2d), LINEAR),
-    **dict.fromkeys((*graph.MOVING_CALLS, *graph.PADDING_CALLS, *graph.MEAN_CALLS, *graph.SIZE_CALLS), LINEAR),
-    **dict.fromkeys((*graph.ADDITIONS, operator.sub, torch.sub, "sub", operator.neg, torch.neg, "neg"), LINEAR),
+    **dict.fromkeys(
+        (*graph.MOVING_CALLS, *graph.PADDING_CALLS, *graph.MEAN_CALLS, *graph.SIZE_CALLS), LINEAR
+    ),
+    **dict.fromkeys(
+        (*graph.ADDITIONS, operator.sub, torch.sub, "sub", operator.neg, torch.neg, "neg"), LINEAR
+    ),
     **dict.fromkeys((F.interpolate, "to", "float"), LINEAR),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), PRODUCT),
     **dict.fromkeys((operator.matmul, torch.matmul, "matmul", torch.bmm, "bmm"), PRODUCT),
@@ -29,11 +35,22 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys((*graph.MAXPOOLS, *graph.ACTIVATIONS, nn.LogSoftmax), STATIC),
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm), STATIC),
     **dict.fromkeys((F.layer_norm, F.group_norm, F.log_softmax, torch.log_softmax), STATIC),
-    **dict.fromkeys((torch.clamp, "clamp", torch.abs, "abs", torch.exp, "exp", torch.maximum, torch.minimum), STATIC),
+    **dict.fromkeys(
+        (torch.clamp, "clamp", torch.abs, "abs", torch.exp, "exp", torch.maximum, torch.minimum), STATIC
+    ),
 }
-"""Module type, function or method name -> how it runs over time; a callable makes the module that replaces it."""
+"""Module type, function or method name -> how it runs over time; a callable makes the module that replaces
+it.
+"""
 
-SHAPE_ARITHMETIC = {operator.floordiv, operator.mod, operator.add, operator.sub, operator.mul, operator.getitem}
+SHAPE_ARITHMETIC = {
+    operator.floordiv,
+    operator.mod,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.getitem,
+}
 
 
 def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = False) -> Network:
@@ -80,7 +97,7 @@ def _make_static(snn: Network, node: Node) -> None:
     if node.op == "call_module":
         snn.set_submodule(str(node.target), Static(graph.module_of(snn, node)))
         return
-    function: Any = Method(node.target) if node.op == "call_method" else node.target
+    function: Any = Method(str(node.target)) if node.op == "call_method" else node.target
     node.target = graph.add_module(snn, graph.operator_name(snn, node), Static(function))
     node.op = "call_module"
 
@@ -89,7 +106,11 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
     unknown: dict[str, list[str]] = {}
     signals = graph.signals(qann)
     for node in qann.graph.nodes:
-        if node not in signals or node.op in ("placeholder", "output") or graph.is_module(qann, node, (Quantizer,)):
+        if (
+            node not in signals
+            or node.op in ("placeholder", "output")
+            or graph.is_module(qann, node, (Quantizer,))
+        ):
             continue
         kind = graph.kind_of(qann, node)
         if kind not in rules:
@@ -98,9 +119,9 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
         listed = "; ".join(f"{kind} at {', '.join(map(repr, names))}" for kind, names in unknown.items())
         first = next(iter(unknown))
         raise ConversionError(
-            f"cannot convert, no rule in snn.convert.RULES for: {listed}. Say how each runs over time, for example "
-            f"convert(qann, rules=RULES | {{{first}: Rule.STATIC}}): Rule.LINEAR if it is affine in its input, "
-            f"Rule.STATIC for any other map without memory."
+            f"cannot convert, no rule in snn.convert.RULES for: {listed}. Say how each runs over time, for "
+            f"example convert(qann, rules=RULES | {{{first}: Rule.STATIC}}): Rule.LINEAR if it is affine in "
+            f"its input, Rule.STATIC for any other map without memory."
         )
 
 

@@ -44,7 +44,8 @@ class Run:
     """What `simulate` returns.
 
     Args:
-        outputs: [T, ...] (a pytree of such): the read-out after 1, 2, ... T steps, the mean over the steps so far.
+        outputs: [T, ...] (a pytree of such): the read-out after 1, 2, ... T steps, the mean over the steps so
+            far.
         spikes: layer -> `Spikes`, in the order of execution; empty if they were not asked for.
         timesteps: T.
     """
@@ -75,17 +76,18 @@ def simulate(
         snn: spiking network from `convert`; left as it was found, also when the run is interrupted.
         x: [N, ...] input, presented at every step; a tuple for several inputs.
         timesteps: T >= 1.
-        record: "spikes" counts them per layer, step and sample; "counts" keeps every signed count as well (memory grows
-            with T and network size); None records nothing.
-        schedule: "layers" runs N / T samples at a time, all their steps in one batch, so that potentials stay in the
-            cache and memory does not grow with T; "steps" runs the whole batch step by step. The same numbers, up to
-            the rounding of layers whose kernels depend on the batch.
+        record: "spikes" counts them per layer, step and sample; "counts" keeps every signed count as well
+            (memory grows with T and network size); None records nothing.
+        schedule: "layers" runs N / T samples at a time, all their steps in one batch, so that potentials stay
+            in the cache and memory does not grow with T; "steps" runs the whole batch step by step. The same
+            numbers, up to the rounding of layers whose kernels depend on the batch.
 
     Returns:
         Run with the read-out after each step and the spikes.
 
     Raises:
-        SimulationError: not a spiking network, T < 1, NaN or Inf in the input, an input that the network refuses.
+        SimulationError: not a spiking network, T < 1, NaN or Inf in the input, an input that the network
+        refuses.
     """
     inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
     _check(snn, inputs, timesteps, record, schedule)
@@ -133,13 +135,18 @@ def _check(snn: Network, inputs: tuple[Any, ...], timesteps: int, record: str | 
         raise SimulationError(f"simulate needs schedule 'layers' or 'steps', got {schedule!r}.")
     if not hasattr(snn, "graph") or any(True for _ in graph.modules(snn, Quantizer)):
         raise SimulationError(
-            f"simulate needs a spiking network, got {type(snn).__name__}. Call snn = pmsm.convert(qann) first."
+            f"simulate needs a spiking network, got {type(snn).__name__}. Call snn = pmsm.convert(qann) "
+            f"first."
         )
     for x in inputs:
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
-            raise SimulationError("simulate needs at least one sample, batch dimension first: x of shape [N, ...].")
+            raise SimulationError(
+                "simulate needs at least one sample, batch dimension first: x of shape [N, ...]."
+            )
         if x.is_floating_point() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):
-            raise SimulationError("the input holds NaN or Inf. Repair those samples; torch.isfinite(x) finds them.")
+            raise SimulationError(
+                "the input holds NaN or Inf. Repair those samples; torch.isfinite(x) finds them."
+            )
 
 
 def _forward(snn: Network, inputs: tuple[Any, ...]) -> Any:
@@ -164,8 +171,8 @@ class _Opened:
     def start(self, *, steps_at_once: int, first_row: int) -> None:
         """Fresh state for the samples from `first_row` on; a single timestep needs none."""
         for module in self.stateful:
-            kind = NeuronState if isinstance(module, Neuron) else StaticState
-            module.state = kind(steps_at_once) if self.timesteps > 1 else None
+            fresh = NeuronState(steps_at_once) if isinstance(module, Neuron) else StaticState(steps_at_once)
+            module.state = fresh if self.timesteps > 1 else None  # pyright: ignore[reportAttributeAccessIssue]
         for recorder in self.recorders.values():
             recorder.first_row = first_row
 
@@ -187,7 +194,9 @@ def _opened(snn: Network, timesteps: int, record: str | None, samples: int) -> I
 
 
 class _Recorder:
-    """Counts the spikes of one layer as they are sent; sums of whole numbers below 2**24, or in float64: exact."""
+    """Counts the spikes of one layer as they are sent; sums of whole numbers below 2**24, or in float64:
+    exact.
+    """
 
     def __init__(self, timesteps: int, samples: int, *, keep: bool, signed: bool):
         self.signed, self.keep, self.first_row, self.neurons = signed, keep, 0, 0

@@ -26,7 +26,8 @@ class StaticState:
     """What a static map remembers, and how it is run.
 
     Args:
-        timesteps: steps that arrive at once, [timesteps * N, ...], step by step in dim 0; 1: one step per call.
+        timesteps: steps that arrive at once, [timesteps * N, ...], step by step in dim 0; 1: one step per
+            call.
         t: steps done in earlier calls.
         sums: sum of each input over the steps so far.
         last: t * f(mean of the inputs so far).
@@ -39,10 +40,11 @@ class StaticState:
 
 
 class Static(nn.Module):
-    """A static map f over time: y_t = t * f(mean of inputs up to t) - (t - 1) * f(mean of inputs up to t - 1).
+    """A static map f over time: y_t = t * f(mean of inputs up to t) - (t - 1) * f(mean of inputs up to t -
+    1).
 
-    The sum of the outputs is t * f(mean input) at every t, so the mean output is f of the mean input, and at t=1 the
-    output is f itself, bit for bit.
+    The sum of the outputs is t * f(mean input) at every t, so the mean output is f of the mean input, and at
+    t=1 the output is f itself, bit for bit.
 
     Args:
         operator: f; a module or a function of tensors, whose result is a tensor or any pytree of tensors.
@@ -66,7 +68,9 @@ class Static(nn.Module):
 
     def _step(self, leaves: list[Any], form: Any, state: StaticState) -> Any:
         state.t += 1
-        state.sums = leaves if state.sums is None else [_plus(a, b) for a, b in zip(state.sums, leaves, strict=True)]
+        state.sums = (
+            leaves if state.sums is None else [_plus(a, b) for a, b in zip(state.sums, leaves, strict=True)]
+        )
         means = [_map(lambda x: x / state.t, total) for total in state.sums]
         args, kwargs = pytree.tree_unflatten(means, form)
         total = _map(lambda y: y * state.t, self.operator(*args, **kwargs))
@@ -88,7 +92,11 @@ class Static(nn.Module):
         return _map(steps, self.operator(*args, **kwargs))
 
     def extra_repr(self) -> str:
-        return "" if isinstance(self.operator, nn.Module) else getattr(self.operator, "__name__", str(self.operator))
+        return (
+            ""
+            if isinstance(self.operator, nn.Module)
+            else getattr(self.operator, "__name__", str(self.operator))
+        )
 
 
 def _plus(a: Any, b: Any) -> Any:

@@ -13,12 +13,13 @@ from pmsm.errors import VerificationError
 from pmsm.graph import Network
 from pmsm.methods.base import Quantizer
 from pmsm.methods.neuron import Neuron
-from pmsm.qann.calibrate import inputs_of
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One site: codes compared and codes that differ; `whole`: all are whole multiples of the threshold, in bounds."""
+    """One site: codes compared and codes that differ; `whole`: all are whole multiples of the threshold, in
+    bounds.
+    """
 
     name: str
     codes: int
@@ -76,16 +77,17 @@ def verify(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Veri
         batches: a tensor [N, ...], or an iterable of tensors or (input, label) pairs.
 
     Raises:
-        VerificationError: a code or the read-out differs, or a signal is no whole multiple of its threshold within
+        VerificationError: a code or the read-out differs, or a signal is no whole multiple of its threshold
+        within
             bounds. The text names the first layer that differs; the exception carries the report as `report`.
     """
     report = compare(qann, snn, batches)
     if not report.exact:
         bad = report.first or "the read-out"
         error = VerificationError(
-            f"the SNN is not its QANN: {report}; the first difference is at {bad!r}. Convert again from this very QANN, "
-            f"snn = pmsm.convert(qann); if fold=True was used, equality holds up to rounding only; a method with "
-            f"exact=False does not promise it."
+            f"the SNN is not its QANN: {report}; the first difference is at {bad!r}. Convert again from this "
+            f"very QANN, snn = pmsm.convert(qann); if fold=True was used, equality holds up to rounding "
+            f"only; a method with exact=False does not promise it."
         )
         error.report = report  # pyright: ignore[reportAttributeAccessIssue]
         raise error
@@ -99,14 +101,16 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
     neurons = {str(node.target): neuron for node, neuron in graph.modules(snn, Neuron)}
     if list(sites) != list(neurons):
         missing = sorted(set(sites) ^ set(neurons))
-        raise VerificationError(f"not the same network: only one of the two has {', '.join(map(repr, missing))}.")
+        raise VerificationError(
+            f"not the same network: only one of the two has {', '.join(map(repr, missing))}."
+        )
     rows = {name: [0, 0, True] for name in sites}
     largest, samples = 0.0, 0
     qann.eval()
     try:
         with torch.no_grad():
             for batch in [batches] if isinstance(batches, Tensor) else batches:
-                inputs = inputs_of(qann, batch)
+                inputs = graph.inputs_of(qann, batch)
                 wanted, codes = _coded(qann, sites, inputs)
                 got, spikes = _coded(snn, neurons, inputs)
                 for name, row in rows.items():
@@ -116,7 +120,9 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
     finally:
         qann.train(training)
     if samples == 0:
-        raise VerificationError("there is nothing to compare: no batch. Pass at least one, verify(qann, snn, x).")
+        raise VerificationError(
+            "there is nothing to compare: no batch. Pass at least one, verify(qann, snn, x)."
+        )
     return Verification(tuple(Layer(name, *row) for name, row in rows.items()), largest, samples)
 
 
@@ -132,7 +138,9 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
         return record
 
     handles = [
-        site.register_forward_hook(hook(name, site.scale() if isinstance(site, Quantizer) else site.threshold))
+        site.register_forward_hook(
+            hook(name, site.scale() if isinstance(site, Quantizer) else site.threshold)
+        )
         for name, site in sites.items()
     ]
     try:
@@ -142,7 +150,9 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
             handle.remove()
 
 
-def _compare_layer(row: list[Any], wanted: tuple[Tensor, bool], got: tuple[Tensor, bool], site: Quantizer) -> None:
+def _compare_layer(
+    row: list[Any], wanted: tuple[Tensor, bool], got: tuple[Tensor, bool], site: Quantizer
+) -> None:
     codes, spikes = wanted[0], got[0]
     row[0] += codes.numel()
     row[1] += int((codes != spikes).sum())

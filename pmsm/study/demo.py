@@ -1,4 +1,6 @@
-"""The whole path on real images: train, quantize, calibrate, convert, prove, and put the baselines beside it."""
+"""The whole path on real images: train, quantize, calibrate, convert, prove, and put the baselines beside
+it.
+"""
 
 import json
 import os
@@ -16,7 +18,6 @@ import torch
 from torch import nn
 
 import pmsm
-
 from pmsm.ann import data
 from pmsm.ann.data.images import Batches, Images
 from pmsm.ann.models.small import SmallResNet
@@ -50,7 +51,9 @@ BUDGETS = {"digits": Budget(20, 64, "shift")}
 DEFAULT_BUDGET = Budget(6, 128, "none")
 COLOR_BUDGET = Budget(12, 128, "crop-flip")
 QAT_SHARE, QAT_LR, FLOAT_LR = 0.5, 0.02, 0.1
-"""QAT starts from the float weights, with half its epochs and a fifth of its learning rate: for every method alike."""
+"""QAT starts from the float weights, with half its epochs and a fifth of its learning rate: for every method
+alike.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,11 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
     Raises:
         PMSMError: whatever step refuses, in its own words.
     """
-    methods = [("PMSM, calibrated only", PMSM(demo.levels), False), ("PMSM, after QAT", PMSM(demo.levels), True),
-               ("QCFS-IF, after QAT", QCFS(demo.levels), True)]  # fmt: skip
+    methods = [
+        ("PMSM, calibrated only", PMSM(demo.levels), False),
+        ("PMSM, after QAT", PMSM(demo.levels), True),
+        ("QCFS-IF, after QAT", QCFS(demo.levels), True),
+    ]
     train_set, test_set = data.load(demo.directory)
     budget = _budget(train_set, demo.epochs)
     say(f"{train_set.name}: {len(train_set):,} training images, {len(test_set):,} test images")
@@ -181,7 +187,9 @@ class _Runner:
 def accuracy_over_time(
     snn: Network, batches: Batches, timesteps: tuple[int, ...]
 ) -> tuple[list[float], list[float]]:
-    """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one run."""
+    """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one
+    run.
+    """
     right, sent, neurons, samples = [0] * len(timesteps), [0] * len(timesteps), 0, 0
     for x, y in batches:
         run = simulate(snn, x, max(timesteps))

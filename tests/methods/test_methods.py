@@ -12,7 +12,9 @@ from pmsm.methods.base import Site, Start
 over_methods = pytest.mark.parametrize("method", [kind() for kind in METHODS.values()], ids=repr)
 
 
-def calibrated(method: Method, scale: float = 0.5, quant_min: int = 0, quant_max: int = 8, site: Site = Site()):  # noqa: B008
+def calibrated(
+    method: Method, scale: float = 0.5, quant_min: int = 0, quant_max: int = 8, site: Site = Site()
+):  # noqa: B008
     quantizer = method.quantizer(site)
     quantizer.set_start(Start(torch.tensor(scale), quant_min, quant_max))
     return quantizer
@@ -34,7 +36,9 @@ def test_settings_cannot_be_changed_afterwards(method):
 @pytest.mark.parametrize("levels", [1, 0, -3, True, 2.5, "9", None], ids=repr)
 @pytest.mark.parametrize("kind", METHODS.values(), ids=METHODS)
 def test_levels_that_are_no_whole_number_from_two_up_are_refused(kind, levels):
-    with pytest.raises(ValueError, match=rf"needs a whole number of levels >= 2, got {levels!r}. Write .*levels=9"):
+    with pytest.raises(
+        ValueError, match=rf"needs a whole number of levels >= 2, got {levels!r}. Write .*levels=9"
+    ):
         kind(levels=levels)
 
 
@@ -44,7 +48,10 @@ def test_levels_that_are_no_whole_number_from_two_up_are_refused(kind, levels):
         ({"split": "halves"}, r"needs split in .*'symmetric'.* or a pair, got 'halves'"),
         ({"levels": 2, "split": (1, 2)}, "needs quant_min <= 0 < quant_max, got 1 and 2"),
         ({"levels": 3, "split": (-2, 0)}, "needs quant_min <= 0 < quant_max, got -2 and 0"),
-        ({"levels": 9, "split": (-2, 2)}, r"got -2\.\.2 and 9 levels. Write PMSM\(levels=5, split=\(-2, 2\)\)"),
+        (
+            {"levels": 9, "split": (-2, 2)},
+            r"got -2\.\.2 and 9 levels. Write PMSM\(levels=5, split=\(-2, 2\)\)",
+        ),
     ],
     ids=["unknown", "no_zero", "no_positive", "levels_mismatch"],
 )
@@ -136,14 +143,17 @@ def test_a_start_forgets_what_training_had_learned(method):
 def test_an_uncalibrated_site_refuses_to_run_and_says_what_to_call(method):
     quantizer = method.quantizer(Site("layer1.relu"))
     with pytest.raises(
-        CalibrationError, match=r"site 'layer1.relu' has no step yet. Call pmsm.calibrate\(qann, batches\) first"
+        CalibrationError,
+        match=r"site 'layer1.relu' has no step yet. Call pmsm.calibrate\(qann, batches\) first",
     ):
         quantizer(torch.zeros(1))
 
 
 @over_methods
 def test_an_uncalibrated_site_has_no_neuron(method):
-    with pytest.raises(ConversionError, match=r"site 'layer1.relu' has no positive step .*pmsm.calibrate\(qann, batches\)"):
+    with pytest.raises(
+        ConversionError, match=r"site 'layer1.relu' has no positive step .*pmsm.calibrate\(qann, batches\)"
+    ):
         method.quantizer(Site("layer1.relu")).neuron()
 
 

@@ -64,7 +64,9 @@ def test_one_timestep_equals_the_quantizer(x, scale, split):
     assert torch.equal(by_steps(neuron, x[None])[0], wanted)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
 @over_splits
 def test_a_probe_sees_the_codes_and_changes_nothing(split, layout):
     x = (torch.randn(5, 8, 64, 80) * 4).to(memory_format=layout)  # 204,800 elements: more than one block
@@ -150,7 +152,9 @@ def test_the_neuron_is_the_written_out_recurrence(split):
 
 
 @pytest.mark.parametrize("cancel", [True, False], ids=["cancel", "free"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
 @over_splits
 def test_the_scan_equals_step_by_step(split, per_channel, layout, cancel):

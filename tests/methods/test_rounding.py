@@ -25,7 +25,9 @@ def quarters(*shape: int) -> Tensor:
     return torch.randint(-32, 33, shape) / 4
 
 
-def gradients(x: Tensor, scale: Tensor, low: int, high: int, slack: float, grad: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(
+    x: Tensor, scale: Tensor, low: int, high: int, slack: float, grad: Tensor
+) -> tuple[Tensor, Tensor]:
     """The formulas of the design, written out value by value in float64."""
     x, scale, grad = x.double(), scale.double(), grad.double()
     u = x / scale
@@ -103,7 +105,9 @@ def test_the_gradient_at_the_very_edge_of_its_range(bounds, slack):
     at_low, at_high, below_low, below_high = grad_x.tolist()
     assert (at_low, at_high) == (1, 0)
     assert below_high == 1
-    assert below_low == 0 or low == slack == 0  # just below 0 the quotient + 1/2 rounds: nothing to tell apart
+    assert (
+        below_low == 0 or low == slack == 0
+    )  # just below 0 the quotient + 1/2 rounds: nothing to tell apart
 
 
 @SLACKS
@@ -190,7 +194,9 @@ def test_half_precision_is_computed_in_the_precision_of_the_step(per_channel, sh
     torch.testing.assert_close(grad_scale, wanted_scale, rtol=1e-4, atol=1e-2)  # sums in another order
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in Dynamo
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch's own, in Dynamo
 @SLACKS
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
 def test_compiled_equals_eager(per_channel, slack):

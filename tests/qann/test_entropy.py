@@ -40,8 +40,12 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("levels, step, mse, bits, step_bits, most_bits, step_rule, size", TABLE, ids=lambda x: f"{x:g}")
-def test_the_reference_table_of_the_unit_gaussian(levels, step, mse, bits, step_bits, most_bits, step_rule, size):
+@pytest.mark.parametrize(
+    "levels, step, mse, bits, step_bits, most_bits, step_rule, size", TABLE, ids=lambda x: f"{x:g}"
+)
+def test_the_reference_table_of_the_unit_gaussian(
+    levels, step, mse, bits, step_bits, most_bits, step_rule, size
+):
     n = levels // 2
     found = choose(unit(), [(-n, n)], "mse").scale
     shares, error = (x[0, 0] for x in cells(unit(), found.view(1, 1), -n, n))
@@ -68,7 +72,9 @@ def test_entropy_is_at_most_the_logarithm_of_the_levels():
     shares = torch.rand(200, 7, dtype=torch.float64)
     shares /= shares.sum(1, keepdim=True)
     assert float(entropy_bits(shares).max()) <= math.log2(7)
-    assert float(entropy_bits(torch.full((7,), 1 / 7, dtype=torch.float64))) == pytest.approx(math.log2(7), rel=1e-14)
+    assert float(entropy_bits(torch.full((7,), 1 / 7, dtype=torch.float64))) == pytest.approx(
+        math.log2(7), rel=1e-14
+    )
 
 
 def test_effective_bits_of_nothing_lost_are_capped_and_of_everything_lost_are_none():
@@ -219,7 +225,9 @@ def test_every_rule_finds_a_positive_finite_step_on_every_signal(rule, signal, l
     seen = histogram(SIGNALS[signal]())
     start = choose(seen, [(0, levels - 1)], rule)
     assert 0 < float(start.scale) < math.inf
-    assert float(start.scale) * (levels - 1) <= 2.6 * float(seen.largest)  # no code lies far beyond every value
+    assert float(start.scale) * (levels - 1) <= 2.6 * float(
+        seen.largest
+    )  # no code lies far beyond every value
 
 
 def test_a_symmetric_signal_gets_a_symmetric_split():
@@ -244,7 +252,9 @@ def test_the_chosen_step_is_the_best_of_a_fine_grid():
         best = choose(signal, [(0, 8)], rule).scale
         grid = torch.linspace(0.05, 1.5, 5000, dtype=torch.float64)[None]
         most = RULES[rule](signal, grid, 0, 8).max()
-        assert float(RULES[rule](signal, best[None], 0, 8)) >= float(most) - 1e-4  # flat to that between grid points
+        assert (
+            float(RULES[rule](signal, best[None], 0, 8)) >= float(most) - 1e-4
+        )  # flat to that between grid points
 
 
 def test_a_channel_without_signal_gets_the_median_step_of_the_others():
@@ -257,4 +267,6 @@ def test_the_percentile_rule_clips_one_value_in_a_thousand():
     scale = choose(histogram(torch.randn(1, 1_000_000)), [(-4, 4)], "percentile").scale
     clipped_beyond = 4.5 if entropy.PERCENTILE == 0.999 else math.nan
     share = 2 * (1 - torch.special.ndtr(scale * clipped_beyond))
-    assert float(share) == pytest.approx(0.001, rel=0.15)  # a thousand of a million values: 3 % and the grid's steps
+    assert float(share) == pytest.approx(
+        0.001, rel=0.15
+    )  # a thousand of a million values: 3 % and the grid's steps

@@ -1,0 +1,52 @@
+"""The network as a graph: what an operator is, how a network is traced, how its graph is read and changed.
+
+The only folder that imports torch.fx.
+"""
+
+from pmsm.graph.network import (
+    Network,
+    Node,
+    add_module,
+    apply,
+    channel_dim,
+    finish,
+    fold_batchnorm,
+    free_name,
+    input_count,
+    inputs_of,
+    insert_after,
+    is_module,
+    kind_of,
+    module_of,
+    modules,
+    operator_name,
+    remove,
+    shape_of,
+    signals,
+)
+from pmsm.graph.operators import (
+    ACTIVATIONS,
+    ADDITIONS,
+    AVGPOOLS,
+    BATCHNORMS,
+    CONVOLUTIONS,
+    FUNCTIONAL,
+    MAXPOOLS,
+    MEAN_CALLS,
+    MOVES,
+    MOVING_CALLS,
+    PADDING_CALLS,
+    RELU,
+    SIZE_CALLS,
+    WEIGHTED,
+    WEIGHTED_CALLS,
+)
+from pmsm.graph.trace import record_shapes, trace
+
+__all__ = [
+    "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MAXPOOLS",
+    "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU", "SIZE_CALLS",
+    "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "channel_dim", "finish", "fold_batchnorm",
+    "free_name", "input_count", "inputs_of", "insert_after", "is_module", "kind_of", "module_of",
+    "modules", "operator_name", "record_shapes", "remove", "shape_of", "signals", "trace",
+]  # fmt: skip

@@ -1,0 +1,209 @@
+"""How a network becomes one graph of call sites, in which every activation is a module."""
+
+import copy
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils import _pytree as pytree
+
+from pmsm.errors import TraceError
+from pmsm.graph.network import Network, Node, add_module, input_count, module_of
+from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, OUT_OF_PLACE
+
+
+def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Module]] = ()) -> Network:
+    """Write `network` down as a graph in which every activation is a module and every stateless module has
+    one call.
+
+    Args:
+        network: any `nn.Module`; it is copied, never modified.
+        example: a tensor, or a tuple of tensors for several inputs, batch first. With it, shapes are
+            recorded, and the graph is proved to compute what the network computes on it, bit for bit, in
+            evaluation mode.
+        leaves: module types to be kept as one opaque operator each.
+
+    Returns:
+        A graph module in evaluation mode; parameters keep their names.
+
+    Raises:
+        TraceError: control flow that depends on data, an in-place call that cannot be undone, an example that
+        the
+            network refuses, a graph that computes something else. The text names the line and the remedy.
+    """
+    leaves = tuple(leaves)
+    network = copy.deepcopy(network).eval()
+    tracer = _Tracer(leaves)
+    try:
+        graph = tracer.trace(network)
+    except Exception as error:
+        raise TraceError(_untraceable(network, error)) from error
+    traced = fx.GraphModule(network, graph, type(network).__name__)
+    if example is not None and input_count(traced) != len(_inputs(example)):
+        raise TraceError(
+            f"{type(network).__name__} takes {input_count(traced)} inputs, the example holds "
+            f"{len(_inputs(example))}. Pass a tensor for one input, a tuple of tensors for several."
+        )
+    _undo_in_place(traced)
+    _functions_to_modules(traced)
+    _one_module_per_call(traced)
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    if example is not None:
+        record_shapes(traced, example)
+        _prove_equal(network, traced, example)
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: tuple[type[nn.Module], ...]):
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _untraceable(network: nn.Module, error: Exception) -> str:
+    """What to say when torch.fx gives up: the user's own line, and the ways on."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
+    where = (
+        f"{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else "torch.fx itself"
+    )
+    return (
+        f"cannot trace {type(network).__name__}: {error}. It happens at {where}. Control flow and writes "
+        f"must not depend on the data: use torch.where or an out-of-place operation there, or keep the "
+        f"module that holds the line as one operator, pmsm.quantize(ann, method, example, "
+        f"leaves=[ThatModule])."
+    )
+
+
+def _inputs(example: Any) -> tuple[Any, ...]:
+    return tuple(example) if isinstance(example, tuple | list) else (example,)
+
+
+def record_shapes(network: Network, example: Any) -> None:
+    """Run `example` through the graph in evaluation mode and note each node's shape for `shape_of`.
+
+    Raises:
+        TraceError: the network refuses the example.
+    """
+    inputs = _inputs(example)
+    try:
+        with torch.no_grad():
+            ShapeProp(network).propagate(*inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+        cause = str(error.__cause__ or error).split("\nWhile executing")[0].strip()
+        raise TraceError(
+            f"the network refuses the example of shape {shapes}: {cause}. Pass one real batch, batch "
+            f"dimension first."
+        ) from error
+
+
+def _prove_equal(network: nn.Module, traced: Network, example: Any) -> None:
+    with torch.no_grad():
+        wanted, got = network(*_inputs(example)), traced(*_inputs(example))
+    pairs = list(zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True))
+    if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
+        if any(isinstance(a, Tensor) and not bool(torch.isfinite(a).all()) for a, _ in pairs):
+            raise TraceError(
+                "the network's output on the example holds NaN or Inf. Check the weights and the example."
+            )
+        raise TraceError(
+            f"the graph of {type(network).__name__} does not compute what the network computes on the "
+            f"example: something in its forward pass is hidden from tracing (a random layer that is active "
+            f"in evaluation mode, a tensor written in place through a view, a Python side effect). Rewrite "
+            f"that part without it, or keep its module as one operator, leaves=[ThatModule]."
+        )
+
+
+def _undo_in_place(network: Network) -> None:
+    """Out-of-place calls everywhere; who read the overwritten tensor later now reads the result."""
+    order = {node: i for i, node in enumerate(network.graph.nodes)}
+    for node in list(network.graph.nodes):
+        if not _writes(network, node):
+            continue
+        if node.op == "call_module":
+            module_of(network, node).inplace = False  # pyright: ignore[reportArgumentType]
+        elif node.target in OUT_OF_PLACE:
+            node.op = "call_method" if isinstance(OUT_OF_PLACE[node.target], str) else "call_function"
+            node.target = OUT_OF_PLACE[node.target]
+        elif node.target not in FUNCTIONAL:
+            raise TraceError(
+                f"cannot trace the in-place call {node.target!r} ({node.name!r}): it has no out-of-place "
+                f"form in graph.OUT_OF_PLACE. Write it out of place, y = x.op() instead of x.op_()."
+            )
+        for user in list(node.args[0].users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(node.args[0], node)
+
+
+def _writes(network: Network, node: Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module_of(network, node), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    in_place_name = (
+        isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
+    )
+    return (
+        in_place_name
+        or node.target in IN_PLACE_FUNCTIONS
+        or node.target in OUT_OF_PLACE
+        or node.kwargs.get("inplace") is True
+    )
+
+
+def _functions_to_modules(network: Network) -> None:
+    """Every functional activation, pool and dropout with constant settings becomes a module beside its
+    caller.
+    """
+    for node in list(network.graph.nodes):
+        if node.op not in ("call_function", "call_method") or node.target not in FUNCTIONAL:
+            continue
+        args, kwargs = list(node.args), {k: v for k, v in node.kwargs.items() if k != "input"}
+        signal = node.kwargs["input"] if "input" in node.kwargs else args.pop(0)
+        if fx.map_arg((args, kwargs), lambda n: n) and _mentions_node((args, kwargs)):
+            continue  # settings that are computed: no module can hold them, conversion will name the call
+        try:
+            module = FUNCTIONAL[node.target](*args, **kwargs)
+        except TypeError:
+            continue
+        with network.graph.inserting_before(node):
+            new = network.graph.call_module(
+                add_module(network, _beside(node, type(module)), module), (signal,)
+            )
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        network.graph.erase_node(node)
+
+
+def _mentions_node(settings: Any) -> bool:
+    return any(isinstance(leaf, Node) for leaf in pytree.tree_leaves(settings))
+
+
+def _beside(node: Node, kind: type[nn.Module]) -> str:
+    """Name for a new module: the path of the module whose forward holds the call, and the kind."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return f"{path}.{kind.__name__.lower()}" if path else kind.__name__.lower()
+
+
+def _one_module_per_call(network: Network) -> None:
+    """Copy modules without parameters and buffers until each has one call; shared weights stay shared."""
+    seen: set[str] = set()
+    for node in network.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = module_of(network, node)
+        stateless = next(module.parameters(), None) is None and next(module.buffers(), None) is None
+        if stateless and node.target in seen:
+            node.target = add_module(network, str(node.target), copy.deepcopy(module))
+        seen.add(str(node.target))
