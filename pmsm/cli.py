@@ -2,8 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,12 +19,35 @@ app = typer.Typer(
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
 
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command: known errors end it with their text and status 1, Ctrl-C with the way on and status 130."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo(
+                "Stopped. Finished epochs are kept; the same command with --resume goes on from there.",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if type(error).__module__ != "pmsm.errors" and not isinstance(error, ValueError):
+                raise
+            typer.echo(f"pmsm: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    app.command()(run)
+    return run
+
+
 @app.callback()
 def _root() -> None:
     """Keep `pmsm demo` a command of its own while it is the only one."""
 
 
-@app.command()
+@_command
 def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder with Fashion-MNIST (idx) or CIFAR (parquet). Default: digits.")
@@ -53,30 +78,13 @@ def demo(
     torch.set_num_threads(threads)
     console = Console(highlight=False)
     settings = Demo(data, levels, epochs, out, seed, resume)
-    record = run_demo(settings, _command(), lambda line: console.print(line, soft_wrap=True))
+    record = run_demo(
+        settings, shlex.join(["pmsm", *sys.argv[1:]]), lambda line: console.print(line, soft_wrap=True)
+    )
     console.print(summary(record))
     console.print(f"Report: {out / 'report.html'}   Checkpoints and record: {out}/", soft_wrap=True)
 
 
-def _command() -> str:
-    return shlex.join(["pmsm", *sys.argv[1:]])
-
-
 def main() -> None:
-    """Run the command line; errors of this library end it with their text and exit status 1, Ctrl-C with
-    130.
-    """
-    try:
-        app()
-    except KeyboardInterrupt:
-        _say("Stopped. Finished epochs are kept; the same command with --resume goes on from there.")
-        raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        if type(error).__module__ != "pmsm.errors" and not isinstance(error, ValueError):
-            raise
-        _say(f"pmsm: {error}")
-        raise SystemExit(1) from None
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    """Run the command line."""
+    app()

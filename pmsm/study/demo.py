@@ -93,7 +93,8 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
     ]
     train_set, test_set = data.load(demo.directory)
     budget = _budget(train_set, demo.epochs)
-    say(f"{train_set.name}: {len(train_set):,} training images, {len(test_set):,} test images")
+    name = train_set.name.removesuffix(" train")
+    say(f"{name}: {len(train_set):,} training images, {len(test_set):,} test images")
     torch.manual_seed(demo.seed)
     ann = SmallResNet(train_set.images.shape[1], train_set.class_count)
     runner = _Runner(demo, budget, train_set, test_set, say)
@@ -102,9 +103,9 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
     record = {
         "format": "pmsm-run",
         "version": 1,
-        "title": f"{train_set.name}: from a float network to an exact spiking network",
+        "title": f"{name}: from a float network to an exact spiking network",
         "data": {
-            "name": train_set.name, "train": len(train_set), "test": len(test_set),
+            "name": name, "train": len(train_set), "test": len(test_set),
             "shape": list(train_set.images.shape[1:]), "classes": train_set.class_count,
         },
         "network": {

@@ -1,0 +1,128 @@
+"""The command line: what it prints, what it leaves behind, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pmsm.study.demo import Demo, run_demo
+
+PMSM = [sys.executable, "-c", "from pmsm.cli import main; main()"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+def pmsm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PMSM, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = tmp_path_factory.mktemp("demo")
+    return out, pmsm("demo", "--epochs", "2", "--out", str(out))
+
+
+def test_help_lists_the_commands_and_loads_no_torch():
+    script = "import sys; from pmsm.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_the_demo_prints_the_proof_and_writes_its_files(finished):
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "T=1: max |SNN - QANN| = 0" in done.stdout
+    assert "0 differ" in done.stdout
+    assert "QCFS-IF" in done.stdout
+    files = {"float.safetensors", "pmsm.safetensors", "qcfs_if.safetensors", "record.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == files
+
+
+def test_the_record_says_what_was_measured(finished):
+    record = json.loads((finished[0] / "record.json").read_text())
+    calibrated, trained, baseline = record["methods"]
+    assert calibrated["verify"]["different"] == trained["verify"]["different"] == 0
+    assert baseline["verify"] is None
+    # At T=1 an exact method has the accuracy of its quantized network, to the last image.
+    assert trained["accuracy"][0] == trained["qann_accuracy"]
+    assert record["command"].startswith("pmsm demo --epochs 2")
+    for site in trained["sites"]:
+        assert 0 < site["entropy_bits"] <= site["max_bits"]
+        assert sum(site["histogram"].values()) == pytest.approx(1, abs=1e-5)  # float32 shares
+
+
+def test_the_demo_is_a_function_of_its_seed_and_resumes_to_the_same_bits(finished, tmp_path):
+    first = Demo(epochs=2, out=tmp_path / "a")
+    run_demo(first)
+    again = Demo(epochs=2, out=tmp_path / "a", resume=True)
+    record = run_demo(again)
+    assert (
+        record["methods"][1]["accuracy"]
+        == json.loads((finished[0] / "record.json").read_text())["methods"][1]["accuracy"]
+    )
+    one, two = (load_file(folder / "pmsm.safetensors") for folder in (finished[0], tmp_path / "a"))
+    assert one.keys() == two.keys()
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--levels", "1"], "PMSM needs a whole number of levels >= 2, got 1"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--epochs", "0"], "epochs >= 1"),
+    ],
+)
+def test_a_mistake_ends_with_its_remedy_and_no_traceback(arguments, text, tmp_path):
+    done = pmsm("demo", *arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_keeps_the_finished_epochs_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        [*PMSM, "demo", "--epochs", "400", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "float.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["float.safetensors"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from pmsm.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "demo", "--epochs", "1", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert list(tmp_path.iterdir()) == []
