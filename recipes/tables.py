@@ -56,10 +56,10 @@ def demo_tables(records: list[dict]) -> Iterable[str]:
         gaps = [r["methods"][1]["accuracy"][0] - r["float"]["accuracy"] for r in here]
         codes = sum(m["verify"]["codes"] for r in here for m in r["methods"] if m["verify"])
         different = sum(m["verify"]["different"] for r in here for m in r["methods"] if m["verify"])
-        yield f"""## {name}: T=1 to 32, {len(here)} seeds
+        yield f"""## {name.removesuffix(" train")}: T=1 to 32, {len(here)} seeds
 
 `recipes/demo.py`: {network["name"]}, {network["parameters"]:,} parameters, `{calibrated["method"]}` and
-`{baseline["method"]}`; float network {first["float"]["epochs"]} epochs, QAT from it {trained["epochs"]} epochs,
+`{baseline["method"]}`; float network {first["float"]["epochs"]} epochs, QAT from it {trained["epochs"]},
 the same for both methods. Accuracy in % on {first["data"]["test"]:,} test images.
 
 {_markdown(head, table)}
@@ -86,11 +86,11 @@ def step_start_table(runs: list[dict]) -> str:
 
 `recipes/step_start.py`: {first["data"].removesuffix(" train")}, SmallResNet, {first["levels"]} levels,
 {seeds} seed(s), QAT for {first["epochs"]} epochs from a float network of {first["float_epochs"]} epochs
-({_range(sorted({r["float_accuracy"] for r in runs}))} %). The step starts at the entropy rule's value times the
-factor. Accuracy of the quantized network in %.
+({_range(sorted({r["float_accuracy"] for r in runs}))} %). The step starts at the entropy rule's value times
+the factor. Accuracy of the quantized network in %.
 
 {_markdown(["method", *(f"x{f:g}" for f in factors), "spread"], table)}
-QCFS from its published start, lambda = 8: {_range(published)} %. QCFS is scored by its quantized network here,
+QCFS from its published start, lambda = 8: {_range(published)} %. QCFS is scored by its quantized network,
 which its spiking network reaches only after many steps.
 """
 
@@ -109,8 +109,8 @@ def cost_table() -> str:
     return f"""## What exactness costs
 
 `benchmarks/cost.py`: {cost["network"]}, batch {cost["batch"]}, one thread of {environment["processor"]},
-torch {environment["torch"]}, n = {cost["n"]} interleaved rounds in one run. Forward passes in float32; training
-steps in bfloat16 autocast and channels_last, eager. Left out: loading data. With numba (extra `fast`).
+torch {environment["torch"]}, n = {cost["n"]} interleaved rounds in one run. Forward passes in float32;
+training steps in bfloat16 autocast and channels_last, eager. Left out: loading data. With numba.
 
 {_markdown(["ratio of time", "median", "quartiles"], table)}"""
 

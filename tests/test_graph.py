@@ -34,9 +34,9 @@ def one_input(forward) -> nn.Module:
     return OneInput(forward).eval()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Trace
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", [small_vgg(3, width=4), CifarResNet(1)], ids=["vgg", "resnet"])
@@ -62,7 +62,9 @@ def test_the_network_is_left_alone():
             parameter.add_(1)
     assert network.training
     assert network.inplace.inplace
-    assert not any(torch.equal(a, b) for a, b in zip(network.conv.parameters(), traced.conv.parameters(), strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(network.conv.parameters(), traced.conv.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,9 @@ def test_several_inputs_come_as_a_tuple():
 
     network, y = Two(None).eval(), torch.randn_like(X)
     assert torch.equal(graph.trace(network, (X, y))(X, y), network(X, y))
-    with pytest.raises(TraceError, match="Two takes 2 inputs, the example holds 1. Pass a tensor for one input"):
+    with pytest.raises(
+        TraceError, match=r"Two takes 2 inputs, the example holds 1\. Pass a tensor for one input"
+    ):
         graph.trace(network, X)
     with pytest.raises(TraceError, match="takes 2 inputs, the example holds 3"):
         graph.trace(network, (X, y, y))
@@ -157,7 +161,9 @@ def test_a_leaf_hides_what_cannot_be_traced():
 
 @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 3)], ids=str)
 def test_an_example_that_the_network_refuses_is_named_by_its_shape(shape):
-    with pytest.raises(TraceError, match=r"refuses the example of shape \(2, .*Pass one real batch, batch dimension"):
+    with pytest.raises(
+        TraceError, match=r"refuses the example of shape \(2, .*Pass one real batch, batch dimension"
+    ):
         graph.trace(nn.Sequential(nn.Conv2d(3, 2, 3)), torch.randn(shape))
 
 
@@ -183,6 +189,12 @@ def _write_view(net: Net, x: Tensor) -> Tensor:
 def _write_chunk(net: Net, x: Tensor) -> Tensor:
     h = net.conv(x)
     F.relu_(h[:, :1])
+    return h
+
+
+def _module_on_slice(net: Net, x: Tensor) -> Tensor:
+    h = net.conv(x)
+    net.inplace(h[:, :1])
     return h
 
 
@@ -265,8 +277,9 @@ def _input(net: Net, x: Tensor) -> Tensor:
 
 
 WRITES = [
-    _write_slice, _write_view, _write_chunk, _read_after, _read_before_and_after, _two_names, _augmented, _relu_module,
-    _relu_keyword, _relu_call_keyword, _module_keyword, _dropout, _fill, _copy, _out, _input,
+    _write_slice, _write_view, _write_chunk, _module_on_slice, _read_after, _read_before_and_after, _two_names,
+    _augmented, _relu_module, _relu_keyword, _relu_call_keyword, _module_keyword, _dropout, _fill, _copy, _out,
+    _input,
 ]  # fmt: skip
 
 
@@ -305,9 +318,9 @@ def test_dropout_that_stays_active_in_evaluation_is_refused():
         graph.trace(one_input(lambda net, x: F.dropout(net.conv(x))), X)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Look
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_signals_are_what_depends_on_the_input():
@@ -334,9 +347,9 @@ def test_a_transpose_written_as_an_attribute_is_a_signal(attribute):
     assert any(graph.is_module(traced, node, (nn.GELU,)) for node in graph.signals(traced))
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Fold
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 LAYERS = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), (2, 4, 9)),
@@ -345,7 +358,11 @@ LAYERS = {
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), (2, 4, 9, 9)),
     "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), (2, 4, 9, 9)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, 2), nn.BatchNorm2d(6), (2, 4, 5, 5)),
-    "transposed grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), (2, 4, 5, 5)),
+    "transposed grouped": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False),
+        nn.BatchNorm2d(6),
+        (2, 4, 5, 5),
+    ),
     "transposed 1d": (lambda: nn.ConvTranspose1d(4, 4, 3, groups=4), nn.BatchNorm1d(4), (2, 4, 5)),
     "linear": (lambda: nn.Linear(4, 6), nn.BatchNorm1d(6), (3, 4)),
     "not affine": (lambda: nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False), (2, 4, 9, 9)),

@@ -127,9 +127,8 @@ def _prove_equal(network: nn.Module, traced: Network, example: Any) -> None:
 def _undo_in_place(network: Network) -> None:
     """Out-of-place calls everywhere; who read the overwritten tensor later now reads the result."""
     order = {node: i for i, node in enumerate(network.graph.nodes)}
-    for node in list(network.graph.nodes):
-        if not _writes(network, node):
-            continue
+    writers = [node for node in network.graph.nodes if _writes(network, node)]  # before any module is changed
+    for node in writers:
         if node.op == "call_module":
             module_of(network, node).inplace = False  # pyright: ignore[reportArgumentType]
         elif node.target in OUT_OF_PLACE:

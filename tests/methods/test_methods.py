@@ -12,10 +12,8 @@ from pmsm.methods.base import Site, Start
 over_methods = pytest.mark.parametrize("method", [kind() for kind in METHODS.values()], ids=repr)
 
 
-def calibrated(
-    method: Method, scale: float = 0.5, quant_min: int = 0, quant_max: int = 8, site: Site = Site()
-):  # noqa: B008
-    quantizer = method.quantizer(site)
+def calibrated(method: Method, scale: float = 0.5, quant_min: int = 0, quant_max: int = 8):
+    quantizer = method.quantizer()
     quantizer.set_start(Start(torch.tensor(scale), quant_min, quant_max))
     return quantizer
 

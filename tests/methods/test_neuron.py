@@ -1,4 +1,7 @@
-"""The spiking neuron: equal to the quantizer at T=1, bounded and faithful over time, step by step and as a scan."""
+"""The spiking neuron: equal to the quantizer at T=1, bounded and faithful over time, in steps or a scan."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,15 +12,26 @@ from torch import Tensor
 from pmsm.methods import PMSM
 from pmsm.methods.base import Start
 from pmsm.methods.neuron import Neuron, NeuronState
-from pmsm.methods.rounding import quantize
+from pmsm.methods.rounding import kernels, quantize
 
 SPLITS = [(0, 8), (-4, 4), (-2, 6), (-6, 2)]
 STEPS = 12
 
 over_splits = pytest.mark.parametrize("split", SPLITS, ids=str)
-# Multiples of 1/64 and steps that are powers of two: every potential is exact in float32, no tolerance is needed.
+# Multiples of 1/64, steps that are powers of two: every potential is exact in float32, without tolerance.
 dyadic = st.lists(st.integers(-1024, 1024), min_size=1, max_size=8).map(lambda k: torch.tensor(k) / 64)
 power_of_two = st.integers(-3, 3).map(lambda k: torch.tensor(2.0**k))
+
+
+@pytest.fixture(params=["compiled", "plain"], autouse=True)
+def form(request, monkeypatch) -> Iterator[str]:
+    """Every law holds for the compiled kernels and for the plain torch form, their reference."""
+    if request.param == "compiled" and find_spec("numba") is None:
+        pytest.skip("needs the extra fast")
+    monkeypatch.setenv("PMSM_KERNELS", {"compiled": "numba", "plain": "torch"}[request.param])
+    kernels.cache_clear()
+    yield request.param
+    kernels.cache_clear()
 
 
 def by_steps(neuron: Neuron, current: Tensor) -> Tensor:
@@ -48,6 +62,23 @@ class Seen:
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
         self.counts[t, row : row + len(spikes)] = spikes
+
+
+class Sums:
+    """A probe that keeps sums over each sample's neurons only: of the counts and of their sizes, [T, N]."""
+
+    keep = False
+
+    def __init__(self, timesteps: int, samples: int):
+        self.net, self.size = torch.zeros(2, timesteps, samples, dtype=torch.int64)
+
+    def __call__(self, spikes: Tensor, t: int, row: int) -> None:
+        here, spikes = slice(row, row + len(spikes)), spikes.flatten(1).long()
+        self.net[t, here] = spikes.sum(1)
+        self.size[t, here] = spikes.abs().sum(1)
+
+    def add(self, net, size, t: int, neurons: int) -> None:
+        self.net[t : t + len(net)], self.size[t : t + len(net)] = torch.tensor(net), torch.tensor(size)
 
 
 def random_current(low: float, high: float, *shape: int) -> Tensor:
@@ -175,6 +206,19 @@ def test_the_scan_shows_its_probe_what_step_by_step_shows(split):
         run(neuron, current)
         seen[run] = neuron.probe.counts
     assert torch.equal(seen[by_steps], seen[by_scan])
+
+
+@pytest.mark.parametrize("run", [by_steps, by_scan])
+@over_splits
+def test_a_probe_that_keeps_nothing_is_told_the_sums(split, run):
+    current, neuron = torch.randn(4, 6, 8, 50, 60) * 5, Neuron(torch.tensor(0.7), *split)
+    neuron.probe = Seen(*current.shape)
+    wanted = run(neuron, current)
+    counts = neuron.probe.counts.flatten(2).long()
+    neuron.probe = Sums(4, 6)
+    assert torch.equal(run(neuron, current), wanted)
+    assert torch.equal(neuron.probe.net, counts.sum(2))
+    assert torch.equal(neuron.probe.size, counts.abs().sum(2))
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (3, 5, 7), (1, 1), (3, 1, 4, 4)], ids=str)

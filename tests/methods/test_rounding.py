@@ -1,12 +1,15 @@
 """The rounding rule, its gradients, and that neither memory layout nor size can change a bit of it."""
 
+from collections.abc import Iterator
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pmsm.methods.rounding import count, quantize
+from pmsm.methods.rounding import count, kernels, quantize
 
 # Multiples of 1/64: sums and quotients by powers of two are exact in float32, so no tolerance is needed.
 dyadic = st.lists(st.integers(-1024, 1024), min_size=1, max_size=16).map(lambda k: torch.tensor(k) / 64)
@@ -18,6 +21,17 @@ SLACKS = pytest.mark.parametrize("slack", [0.5, 0.0], ids=["pmsm", "qcfs"])
 LAYOUTS = pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
 )
+
+
+@pytest.fixture(params=["compiled", "plain"], autouse=True)
+def form(request, monkeypatch) -> Iterator[str]:
+    """Every law holds for the compiled kernels and for the plain torch form, their reference."""
+    if request.param == "compiled" and find_spec("numba") is None:
+        pytest.skip("needs the extra fast")
+    monkeypatch.setenv("PMSM_KERNELS", {"compiled": "numba", "plain": "torch"}[request.param])
+    kernels.cache_clear()
+    yield request.param
+    kernels.cache_clear()
 
 
 def quarters(*shape: int) -> Tensor:
@@ -48,8 +62,8 @@ def backward(x: Tensor, scale: Tensor, low: int, high: int, slack: float, grad: 
 @pytest.mark.parametrize(
     "v, wanted",
     [
-        (-9.0, -2), (-2.5, -2), (-2.0, -2), (-1.5, -1), (-1.0, -1), (-0.5, 0), (-0.25, 0), (0.0, 0), (0.25, 0),
-        (0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (2.5, 3), (3.5, 3), (9.0, 3),
+        (-9.0, -2), (-2.5, -2), (-2.0, -2), (-1.5, -1), (-1.0, -1), (-0.5, 0), (-0.25, 0), (0.0, 0),
+        (0.25, 0), (0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (2.5, 3), (3.5, 3), (9.0, 3),
     ],
 )  # fmt: skip
 def test_count_rounds_to_the_nearest_and_ties_up(v, wanted):
@@ -140,7 +154,7 @@ def test_large_tensors_equal_their_parts(per_channel, layout, slack):
 @pytest.mark.parametrize("size", [8, 48], ids=["one_block", "several_blocks"])
 def test_views_give_what_their_copies_give(view, size):
     x = view(quarters(6, 8, size, 64))
-    grad = view((torch.randint(0, 2, (6, 8, size, 64)) * 2.0 - 1))
+    grad = view(torch.randint(0, 2, (6, 8, size, 64)) * 2.0 - 1)
     scale = torch.tensor(1.0)
     for got, wanted in zip(
         backward(x, scale, -2, 2, 0.5, grad),

@@ -48,9 +48,9 @@ def left_clean(qann: Network) -> bool:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # With data
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
@@ -158,9 +158,9 @@ def test_double_networks_get_double_steps():
     assert {step.dtype for step in steps(qann).values()} == {torch.float64}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # What is refused
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def with_bad_value(value: float) -> list[Tensor]:
@@ -228,9 +228,9 @@ def test_a_dead_channel_gets_the_median_step_of_the_others():
     assert scale[1] == scale[[0, 2, 3]].median()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Without data
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def settled(ann: nn.Module, x: Tensor) -> nn.Module:
@@ -256,8 +256,8 @@ def test_without_data_the_steps_come_close_to_those_from_data(network, shape, pe
     qann = quantize(settled(network(), x), PMSM(per_channel=per_channel), x)
     from_data, implied = steps(calibrate(qann, x)), steps(calibrate(qann))
     for name in from_data:
-        # Gaussians, and independent summands, are an approximation; behind MaxPool the largest of four is meant to
-        # be wider. A factor of two either way is what keeps a start useful.
+        # Gaussians and independent summands are an approximation, and behind MaxPool the largest of four is
+        # wider than one. A factor of two either way is what keeps a start useful.
         ratio = implied[name] / from_data[name]
         assert 0.5 < float(ratio.log().mean().exp()) < 2.0, name
 
@@ -295,9 +295,9 @@ def test_a_batchnorm_with_zero_running_variance_works(batches):
     assert bool(torch.isfinite(qann(torch.randn(2, 1, 8, 8))).all())
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # What is kept
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", ["entropy", "symmetric"])

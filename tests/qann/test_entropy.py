@@ -27,9 +27,9 @@ def kept_bits(signal, scale: Tensor, quant_min: int, quant_max: int) -> float:
     return float(entropy_bits(cells(signal, scale.view(1, 1), quant_min, quant_max)[0]))
 
 
-# The unit Gaussian, symmetric codes. Columns: levels, step and MSE and entropy of the least mean squared error, step and
-# entropy of the most entropy, step of the entropy rule, mean |code| at the least mean squared error. Steps and errors of the
-# fourth and fifth column are also those of Max, IRE Trans. Inf. Theory 1960.
+# The unit Gaussian, symmetric codes. Columns: levels; step, MSE and entropy of the least mean squared error;
+# step and value of the most entropy; step of the entropy rule; mean |code| at the least mean squared error.
+# The second and the third are those of Max, IRE Trans. Inf. Theory 1960.
 TABLE = [
     (3, 1.2240, 0.1902, 1.536, 0.8615, 1.585, 1.1461, 0.541),
     (5, 0.8430, 0.0822, 2.183, 0.5566, 2.320, 0.7670, 0.879),
@@ -48,7 +48,7 @@ def test_the_reference_table_of_the_unit_gaussian(
     n = levels // 2
     found = choose(unit(), [(-n, n)], "mse").scale
     shares, error = (x[0, 0] for x in cells(unit(), found.view(1, 1), -n, n))
-    # Half a digit of what the table shows; steps get a whole one, the search ends that close to a flat optimum.
+    # Half a digit of what the table shows; steps get a whole one: so close ends the search of a flat optimum.
     assert float(found) == pytest.approx(step, abs=1e-4)
     assert float(error) == pytest.approx(mse, abs=6e-5)
     assert float(entropy_bits(shares)) == pytest.approx(bits, abs=6e-4)
@@ -81,9 +81,9 @@ def test_effective_bits_of_nothing_lost_are_capped_and_of_everything_lost_are_no
     assert float(effective_bits(torch.tensor(1.0), torch.tensor(1.0))) == 0
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Distributions
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rectified", [False, True], ids=["signed", "rectified"])
@@ -120,7 +120,7 @@ def test_a_histogram_of_a_gaussian_sample_gives_the_step_of_the_gaussian(rule, r
     split = (0, 8) if rectified else (-4, 4)
     sampled = choose(histogram(x.relu() if rectified else x), [split], rule).scale
     exact = choose(unit(rectified=rectified), [split], rule).scale
-    # The optimum of a flat criterion on a million samples; KL of TensorRT fills bins, its optimum is the flattest.
+    # The optimum of a flat criterion on a million samples; that of KL, which compares bins, is the flattest.
     assert float(sampled / exact) == pytest.approx(1, abs=0.1 if rule == "kl" else 0.01)
 
 
@@ -146,7 +146,7 @@ def test_the_memory_of_a_histogram_does_not_grow():
 
 
 def test_doubling_the_reach_is_having_had_it_from_the_start():
-    # Odd multiples of 1/512 never lie on the edge of a bin 16 / 256 wide or finer, and the reach is a power of two.
+    # Odd multiples of 1/512 never lie on the edge of a bin, and the reach is a power of two.
     batches = [(2 * torch.randint(-size, size, (2, 1000)) + 1) / 512 for size in (250, 500, 1000, 2000)]
     grown, wide = Histogram(2, 256), Histogram(2, 256)
     grown.reach, wide.reach = 1.0, 8.0
@@ -189,9 +189,9 @@ def test_steps_per_channel_are_the_steps_of_the_channels_alone(rule):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=0)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Rules
-# --------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [0.125, 4.0, 1024.0])

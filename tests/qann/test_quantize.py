@@ -51,8 +51,10 @@ def floats(qann: Network, x: Tensor) -> Tensor:
 
 
 def test_a_chain_has_a_site_in_place_of_each_relu():
-    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2),
-                        nn.ReLU(), nn.Flatten(), nn.Linear(32, 5))  # fmt: skip
+    ann = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
     qann = quantize(ann, PMSM(), X)
     assert sites(qann) == {"2": True, "5": True}
     assert "ReLU" not in calls(qann)
@@ -282,6 +284,26 @@ def test_a_last_relu_without_a_weighted_layer_behind_it_has_no_site():
     qann = quantize(ann, PMSM(), X)
     assert sites(qann) == {"1": True}
     assert "ReLU" in calls(qann)
+
+
+def test_an_activation_of_weights_is_no_site():
+    class Positive(nn.Module):
+        """Weights kept positive by softplus; a table of tokens that a layer reads."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.weight = (
+                nn.Conv2d(3, 4, 3),
+                nn.ReLU(),
+                nn.Parameter(torch.randn(2, 4, 1, 1)),
+            )
+            self.table, self.embed = nn.Parameter(torch.randn(2, 3)), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.conv2d(self.relu(self.conv(x)), F.softplus(self.weight))
+            return h + self.embed(self.table).view(1, 2, 1, 1)
+
+    assert sites(quantize(Positive(), PMSM(), X)) == {"relu": True}
 
 
 def test_tokens_have_their_channels_last():
