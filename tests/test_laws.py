@@ -1,8 +1,8 @@
 """The laws of lossless conversion, over the exact methods and over networks as people write them.
 
 L0: the SNN at T=1 equals its QANN bit for bit, every code of every layer. L1: the same in float64. L3: every
-signal between layers is a whole multiple of its threshold, within bounds. L5: over T steps the distance to the
-clipped float network falls as 1 / T. Weights are random: the laws hold for any.
+signal between layers is a whole multiple of its threshold, within bounds. L5: over T steps the distance to
+the clipped float network falls as 1 / T. Weights are random: the laws hold for any.
 """
 
 from importlib.util import find_spec
@@ -226,9 +226,9 @@ def test_over_time_every_signal_stays_whole_and_within_the_bounds_of_t_steps(
         assert bool((sent.amax(1) <= quantizer.quant_max * t).all())
 
 
-# Slope of the mean distance to the clipped float network against T, both logarithmic. For one neuron the bound
-# is scale / 2T; a layer has to wait for the one in front, which delays but does not change the power. When
-# written: -0.97, -1.00, -0.97; a tenth of slack for other machines' sums and the finite number of samples.
+# Slope of the mean distance to the clipped float network against T, both logarithmic. For one neuron the
+# bound is scale / 2T; a layer has to wait for the one in front, which delays but does not change the power.
+# When written: -0.97, -1.00, -0.97; a tenth of slack for other sums and the finite number of samples.
 @pytest.mark.parametrize(
     "method", [PMSM(levels=5), PMSM(levels=9), PMSM(levels=9, split="symmetric")], ids=repr
 )

@@ -8,6 +8,7 @@ from pmsm.graph.network import (
     Node,
     add_module,
     apply,
+    call_of,
     channel_dim,
     finish,
     fold_batchnorm,
@@ -16,6 +17,7 @@ from pmsm.graph.network import (
     inputs_of,
     insert_after,
     is_module,
+    keeps_batch_first,
     kind_of,
     module_of,
     modules,
@@ -46,7 +48,8 @@ from pmsm.graph.trace import record_shapes, trace
 __all__ = [
     "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MAXPOOLS",
     "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU", "SIZE_CALLS",
-    "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "channel_dim", "finish", "fold_batchnorm",
-    "free_name", "input_count", "inputs_of", "insert_after", "is_module", "kind_of", "module_of",
-    "modules", "operator_name", "record_shapes", "remove", "shape_of", "signals", "trace",
+    "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "call_of", "channel_dim", "finish",
+    "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after", "is_module",
+    "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes", "remove",
+    "shape_of", "signals", "trace",
 ]  # fmt: skip

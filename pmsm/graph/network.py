@@ -1,6 +1,7 @@
 """How to look at a traced network and change it: nodes, modules, shapes; insert, remove, fold BatchNorm."""
 
 import copy
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,13 @@ def module_of(network: Network, node: Node) -> nn.Module:
 
 
 def kind_of(network: Network, node: Node) -> Any:
-    """What decides the fate of a node: the type of its module, its function, or the name of its method."""
-    return type(module_of(network, node)) if node.op == "call_module" else node.target
+    """What decides the fate of a node: the type of its module, or what `call_of` says."""
+    return type(module_of(network, node)) if node.op == "call_module" else call_of(node)
+
+
+def call_of(node: Node) -> Any:
+    """The function of a node, the name of its method, or "." and the name of the attribute that it reads."""
+    return f".{node.args[1]}" if node.target is getattr else node.target
 
 
 def is_module(network: Network, node: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -50,7 +56,7 @@ def signals(network: Network) -> set[Node]:
     found: set[Node] = set()
     for node in network.graph.nodes:
         depends = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
-        if depends and not (node.op in ("call_method", "call_function") and node.target in SIZE_CALLS):
+        if depends and not (node.op in ("call_method", "call_function") and call_of(node) in SIZE_CALLS):
             found.add(node)
     return found
 
@@ -82,6 +88,29 @@ def apply(network: Network, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+
+def keeps_batch_first(network: Network) -> bool:
+    """Whether the batch is dimension 0 of every signal, as far as the calls that move dimensions can tell."""
+    return not any(_moves_first(node) for node in signals(network))
+
+
+def _moves_first(node: Node) -> bool:
+    """Whether a call moves, splits or joins dimension 0 of its signal; in doubt, it does."""
+    call = call_of(node) if node.op in ("call_function", "call_method") else None
+    settings = [*node.args[1:], *node.kwargs.values()]
+    if call in (torch.cat, torch.stack, torch.chunk, torch.split, "chunk", "split", torch.unbind, "unbind"):
+        position = {torch.cat: 1, torch.stack: 1, torch.unbind: 1, "unbind": 1}.get(call, 2)
+        return bool(node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0) == 0)
+    if call in (torch.permute, "permute"):
+        first = settings[0][0] if settings and isinstance(settings[0], tuple | list) else (settings or [1])[0]
+        return bool(first != 0)
+    if call in (torch.transpose, "transpose", torch.movedim, torch.unsqueeze, "unsqueeze"):
+        return any(dim == 0 or not isinstance(dim, int) or dim <= -len(shape_of(node)) for dim in settings)
+    if call is operator.getitem and shape_of(node.all_input_nodes[0]):
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return index[0] is not Ellipsis and bool(index[0] != slice(None))
+    return call in (".T", ".mT", "t", torch.squeeze, "squeeze")
 
 
 def operator_name(network: Network, node: Node) -> str:
@@ -150,7 +179,8 @@ def finish(network: Network) -> Network:
 def fold_batchnorm(network: Network) -> Network:
     """A copy of a traced network in evaluation mode with each BatchNorm folded into the layer in front of it.
 
-    Folded are BatchNorms that follow a convolution or Linear with one call and one reader. The result agrees
+    Folded are BatchNorms with running statistics that follow a convolution, or Linear on [N, D], with one
+    call and one reader. The result agrees
     with `network` up to rounding, not bit for bit.
     """
     network = copy.deepcopy(network).eval()
@@ -160,8 +190,11 @@ def fold_batchnorm(network: Network) -> Network:
     for node in list(network.graph.nodes):
         if not is_module(network, node, BATCHNORMS):
             continue
-        layer = node.args[0]
+        layer = node.all_input_nodes[0]
         if not is_module(network, layer, WEIGHTED) or len(layer.users) > 1 or calls[str(layer.target)] > 1:
+            continue
+        over_features = isinstance(module_of(network, layer), CONVOLUTIONS) or len(shape_of(layer)) == 2
+        if not over_features or module_of(network, node).running_mean is None:
             continue
         _fold(module_of(network, layer), module_of(network, node))
         remove(network, node)

@@ -43,7 +43,7 @@ MOVING_CALLS = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.cat,
     torch.stack, torch.chunk, torch.split, torch.movedim, operator.getitem, "flatten", "reshape", "view",
     "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "expand", "repeat", "t",
-    "mT", "detach", "clone",
+    ".T", ".mT", "detach", "clone",
 }  # fmt: skip
 """Functions and methods that only move values."""
 
@@ -64,7 +64,18 @@ WEIGHTED_CALLS = {
 }
 """Functions that multiply their first argument by weights."""
 
-SIZE_CALLS = {"size", "dim", "numel", getattr, len}
+SIZE_CALLS = {
+    "size",
+    "dim",
+    "numel",
+    ".shape",
+    ".ndim",
+    ".dtype",
+    ".device",
+    ".is_cuda",
+    ".requires_grad",
+    len,
+}
 """Calls that read a shape; their result is no signal."""
 
 

@@ -12,8 +12,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from pmsm.errors import TraceError
-from pmsm.graph.network import Network, Node, add_module, input_count, module_of
-from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, OUT_OF_PLACE
+from pmsm.graph.network import Network, Node, add_module, call_of, input_count, module_of
+from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, MOVING_CALLS, OUT_OF_PLACE
 
 
 def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Module]] = ()) -> Network:
@@ -48,6 +48,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
             f"{type(network).__name__} takes {input_count(traced)} inputs, the example holds "
             f"{len(_inputs(example))}. Pass a tensor for one input, a tuple of tensors for several."
         )
+    wanted = _output(network, example) if example is not None else None
     _undo_in_place(traced)
     _functions_to_modules(traced)
     _one_module_per_call(traced)
@@ -56,7 +57,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     traced.recompile()
     if example is not None:
         record_shapes(traced, example)
-        _prove_equal(network, traced, example)
+        _prove_equal(wanted, traced, example)
     return traced
 
 
@@ -88,28 +89,37 @@ def _inputs(example: Any) -> tuple[Any, ...]:
     return tuple(example) if isinstance(example, tuple | list) else (example,)
 
 
+def _fresh(example: Any) -> tuple[Any, ...]:
+    """Copies of the inputs, for a network that may write into them."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in _inputs(example))
+
+
 def record_shapes(network: Network, example: Any) -> None:
-    """Run `example` through the graph in evaluation mode and note each node's shape for `shape_of`.
+    """Run `example` through the graph in evaluation mode and note each node's shape for `shape_of`."""
+    with torch.no_grad():
+        ShapeProp(network).propagate(*_fresh(example))
+
+
+def _output(network: nn.Module, example: Any) -> Any:
+    """What the network computes on copies of the example.
 
     Raises:
         TraceError: the network refuses the example.
     """
-    inputs = _inputs(example)
+    inputs = _fresh(example)
     try:
         with torch.no_grad():
-            ShapeProp(network).propagate(*inputs)
+            return network(*inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-        cause = str(error.__cause__ or error).split("\nWhile executing")[0].strip()
         raise TraceError(
-            f"the network refuses the example of shape {shapes}: {cause}. Pass one real batch, batch "
-            f"dimension first."
+            f"{type(network).__name__} refuses the example of shape {shapes}: {error}. Pass one real batch, "
+            f"batch dimension first."
         ) from error
 
 
-def _prove_equal(network: nn.Module, traced: Network, example: Any) -> None:
-    with torch.no_grad():
-        wanted, got = network(*_inputs(example)), traced(*_inputs(example))
+def _prove_equal(wanted: Any, traced: Network, example: Any) -> None:
+    got = _output(traced, example)
     pairs = list(zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True))
     if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
         if any(isinstance(a, Tensor) and not bool(torch.isfinite(a).all()) for a, _ in pairs):
@@ -117,7 +127,7 @@ def _prove_equal(network: nn.Module, traced: Network, example: Any) -> None:
                 "the network's output on the example holds NaN or Inf. Check the weights and the example."
             )
         raise TraceError(
-            f"the graph of {type(network).__name__} does not compute what the network computes on the "
+            f"the graph of {type(traced).__name__} does not compute what the network computes on the "
             f"example: something in its forward pass is hidden from tracing (a random layer that is active "
             f"in evaluation mode, a tensor written in place through a view, a Python side effect). Rewrite "
             f"that part without it, or keep its module as one operator, leaves=[ThatModule]."
@@ -139,9 +149,22 @@ def _undo_in_place(network: Network) -> None:
                 f"cannot trace the in-place call {node.target!r} ({node.name!r}): it has no out-of-place "
                 f"form in graph.OUT_OF_PLACE. Write it out of place, y = x.op() instead of x.op_()."
             )
-        for user in list(node.args[0].users):
+        overwritten = node.kwargs["input"] if "input" in node.kwargs else node.args[0]
+        if _is_view(overwritten):
+            raise TraceError(
+                f"cannot trace the in-place call {node.name!r}: it writes through {overwritten.name!r}, a "
+                f"view of another tensor, which changes too. Write it out of place, and put parts together "
+                f"with torch.cat."
+            )
+        for user in list(overwritten.users):
             if user is not node and order[user] > order[node]:
-                user.replace_input_with(node.args[0], node)
+                user.replace_input_with(overwritten, node)
+
+
+def _is_view(node: Any) -> bool:
+    """Whether the result of a node shares memory with another node's, for all that is known."""
+    call = call_of(node) if isinstance(node, Node) and node.op in ("call_function", "call_method") else None
+    return call in MOVING_CALLS - {torch.cat, torch.stack, "clone", "repeat"}
 
 
 def _writes(network: Network, node: Node) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmsm import graph
@@ -98,9 +99,9 @@ def _place_at_activations(qann: Network, method: Method) -> None:
     """A quantizer in place of ReLU, behind any other activation; none where no weighted layer reads the
     result.
     """
-    read = _read_by_weighted(qann)
+    wanted = _read_by_weighted(qann) & graph.signals(qann)
     for node in list(qann.graph.nodes):
-        if not graph.is_module(qann, node, graph.ACTIVATIONS) or node not in read:
+        if not graph.is_module(qann, node, graph.ACTIVATIONS) or node not in wanted:
             continue
         if graph.is_module(qann, node, graph.RELU):
             site = _site(qann, node, str(node.target), rectified=True)
@@ -165,13 +166,13 @@ def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
     """A quantizer wherever a weighted layer would read something that is neither a code nor the network's
     input.
     """
-    coded, analog = _coded(qann), _analog(qann)
+    signals, coded, analog = graph.signals(qann), _coded(qann), _analog(qann)
     done: set[Node] = set()
     for node in list(qann.graph.nodes):
         if not is_weighted(qann, node):
             continue
         source = node.args[0] if node.args else node.kwargs["input"]
-        if not isinstance(source, Node) or source in coded or source in analog or source in done:
+        if source not in signals or source in coded or source in analog or source in done:
             continue
         _insert(
             qann, method, source, rectified=False, readers=[n for n in source.users if is_weighted(qann, n)]
@@ -190,10 +191,12 @@ def moves_codes(network: Network, node: Node) -> bool:
     """Whether the node only moves, repeats or drops values, so that codes stay codes."""
     if graph.is_module(network, node, (nn.Upsample,)):
         return getattr(graph.module_of(network, node), "mode", "") == "nearest"
+    if node.target is F.interpolate:
+        return (node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")) == "nearest"
     if node.target in graph.PADDING_CALLS:
         return not node.kwargs.get("value") and not (len(node.args) > 3 and node.args[3])
     return graph.is_module(network, node, graph.MOVES) or (
-        node.op in ("call_function", "call_method") and node.target in graph.MOVING_CALLS
+        node.op in ("call_function", "call_method") and graph.call_of(node) in graph.MOVING_CALLS
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pmsm import graph
 from pmsm.errors import ConversionError
@@ -43,14 +44,8 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
 it.
 """
 
-SHAPE_ARITHMETIC = {
-    operator.floordiv,
-    operator.mod,
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.getitem,
-}
+DIVISIONS = {operator.truediv, torch.div, "div"}
+"""Products that are not linear in their second operand."""
 
 
 def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = False) -> Network:
@@ -72,6 +67,7 @@ def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = Fal
     _refuse_unknown(qann, rules)
     snn = graph.fold_batchnorm(qann) if fold else copy.deepcopy(qann)
     snn.eval().requires_grad_(False)
+    snn.meta["batch_first"] = graph.keeps_batch_first(snn)
     signals = graph.signals(snn)
     for node in list(snn.graph.nodes):
         if node not in signals or node.op in ("placeholder", "output"):
@@ -81,24 +77,33 @@ def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = Fal
             snn.set_submodule(str(node.target), quantizer.neuron().requires_grad_(False))
             continue
         rule = rules[graph.kind_of(snn, node)]
-        if rule is STATIC or (rule is PRODUCT and _operands(node, signals) > 1):
-            _make_static(snn, node)
+        if rule is STATIC or (rule is PRODUCT and not _is_linear(node, signals)):
+            _make_static(snn, node, signals)
         elif not isinstance(rule, Rule):
             snn.set_submodule(str(node.target), rule(graph.module_of(snn, node)))
     return graph.finish(snn)
 
 
-def _operands(node: Node, signals: set[Node]) -> int:
-    """How many operands of the call carry data of the sample."""
-    return sum(n in signals for n in node.all_input_nodes)
+def _is_linear(node: Node, signals: set[Node]) -> bool:
+    """Whether a product is linear in the only operand that carries data of the sample."""
+    carriers = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if leaf in signals]
+    divides = node.target in DIVISIONS
+    return len(carriers) == 1 and not (divides and node.args[0] not in signals)
 
 
-def _make_static(snn: Network, node: Node) -> None:
+def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
+    """Give the call a `Static` of its own, also where its module has other calls."""
+    varies = tuple(leaf in signals for leaf in pytree.tree_leaves((node.args, node.kwargs)))
     if node.op == "call_module":
-        snn.set_submodule(str(node.target), Static(graph.module_of(snn, node)))
+        operator_: Any = graph.module_of(snn, node)
+    else:
+        operator_ = Method(str(node.target)) if node.op == "call_method" else node.target
+    name = graph.operator_name(snn, node)
+    shared = node.op == "call_module" and sum(n.target == node.target for n in snn.graph.nodes) > 1
+    if node.op == "call_module" and not shared:
+        snn.set_submodule(name, Static(operator_, varies))
         return
-    function: Any = Method(str(node.target)) if node.op == "call_method" else node.target
-    node.target = graph.add_module(snn, graph.operator_name(snn, node), Static(function))
+    node.target = graph.add_module(snn, name, Static(operator_, varies))
     node.op = "call_module"
 
 
@@ -113,6 +118,8 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
         ):
             continue
         kind = graph.kind_of(qann, node)
+        if graph.is_module(qann, node, graph.BATCHNORMS):
+            _refuse_batch_statistics(qann, node)
         if kind not in rules:
             unknown.setdefault(_spelled(kind), []).append(graph.operator_name(qann, node))
     if unknown:
@@ -122,6 +129,14 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
             f"cannot convert, no rule in snn.convert.RULES for: {listed}. Say how each runs over time, for "
             f"example convert(qann, rules=RULES | {{{first}: Rule.STATIC}}): Rule.LINEAR if it is affine in "
             f"its input, Rule.STATIC for any other map without memory."
+        )
+
+
+def _refuse_batch_statistics(qann: Network, node: Node) -> None:
+    if getattr(graph.module_of(qann, node), "running_mean", None) is None:
+        raise ConversionError(
+            f"{str(node.target)!r} takes its statistics from the batch (track_running_stats=False): it is no "
+            f"map of one sample, so no rule can run it over time. Train it with track_running_stats=True."
         )
 
 

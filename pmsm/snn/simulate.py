@@ -24,7 +24,8 @@ class Spikes:
 
     Args:
         neurons: neurons per sample.
-        positive, negative: [T, N], spikes of each polarity per step and sample, whole numbers >= 0.
+        positive, negative: [T, N], spikes of each polarity per step and sample, whole numbers >= 0; [T, 1]
+            where the layer's signal does not keep samples apart in dimension 0.
         counts: [T, N, ...] signed counts (int16), if they were asked for.
     """
 
@@ -47,11 +48,12 @@ class Run:
         outputs: [T, ...] (a pytree of such): the read-out after 1, 2, ... T steps, the mean over the steps so
             far.
         spikes: layer -> `Spikes`, in the order of execution; empty if they were not asked for.
-        timesteps: T.
+        timesteps, samples: T and N.
     """
 
     outputs: Any
     timesteps: int
+    samples: int
     spikes: dict[str, Spikes] = field(default_factory=dict)
 
     @property
@@ -62,13 +64,12 @@ class Run:
     def spikes_per_neuron(self, timesteps: int | None = None) -> float:
         """Mean over samples and neurons of the spikes sent in the first `timesteps` steps (default: all)."""
         t = self.timesteps if timesteps is None else timesteps
-        samples = next(iter(self.spikes.values())).positive.shape[1]
         sent = sum(int(s.positive[:t].sum() + s.negative[:t].sum()) for s in self.spikes.values())
-        return sent / (samples * sum(s.neurons for s in self.spikes.values()))
+        return sent / (self.samples * sum(s.neurons for s in self.spikes.values()))
 
 
 def simulate(
-    snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "spikes", schedule: str = "layers"
+    snn: Network, x: Any, timesteps: int = 1, *, record: str | None = "spikes", schedule: str = "auto"
 ) -> Run:
     """Run `snn` for T timesteps on a constant input.
 
@@ -91,15 +92,21 @@ def simulate(
     """
     inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
     _check(snn, inputs, timesteps, record, schedule)
-    run = _by_layers if schedule == "layers" and timesteps > 1 else _by_steps
+    layers = snn.meta.get("batch_first", False) if schedule == "auto" else schedule == "layers"
+    run = _by_layers if layers and timesteps > 1 else _by_steps
     with torch.no_grad(), _opened(snn, timesteps, record, len(inputs[0])) as opened:
         outputs = run(snn, inputs, timesteps, opened)
-    return Run(outputs, timesteps, {name: recorder.read() for name, recorder in opened.recorders.items()})
+    return Run(
+        outputs,
+        timesteps,
+        len(inputs[0]),
+        {name: recorder.read() for name, recorder in opened.recorders.items()},
+    )
 
 
 def _by_steps(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_Opened") -> Any:
     """[T, N, ...] read-outs; the whole batch, one step after the other."""
-    opened.start(steps_at_once=1, first_row=0)
+    opened.start(1)
     outputs, total = [], None
     for t in range(1, timesteps + 1):
         y = _forward(snn, inputs)
@@ -114,7 +121,7 @@ def _by_layers(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_
     rows = max(1, samples // timesteps)
     outputs = []
     for row in range(0, samples, rows):
-        opened.start(steps_at_once=timesteps, first_row=row)
+        opened.start(timesteps)
         repeated = tuple(x[row : row + rows].repeat(timesteps, *[1] * (x.dim() - 1)) for x in inputs)
         outputs.append(pytree.tree_map(lambda y: _means_so_far(y, timesteps), _forward(snn, repeated)))
     return pytree.tree_map(lambda *ys: torch.cat(ys, 1), *outputs)
@@ -131,8 +138,8 @@ def _check(snn: Network, inputs: tuple[Any, ...], timesteps: int, record: str | 
         raise SimulationError(f"simulate needs a whole number of timesteps >= 1, got {timesteps!r}.")
     if record not in ("spikes", "counts", None):
         raise SimulationError(f"simulate needs record 'spikes', 'counts' or None, got {record!r}.")
-    if schedule not in ("layers", "steps"):
-        raise SimulationError(f"simulate needs schedule 'layers' or 'steps', got {schedule!r}.")
+    if schedule not in ("auto", "layers", "steps"):
+        raise SimulationError(f"simulate needs schedule 'auto', 'layers' or 'steps', got {schedule!r}.")
     if not hasattr(snn, "graph") or any(True for _ in graph.modules(snn, Quantizer)):
         raise SimulationError(
             f"simulate needs a spiking network, got {type(snn).__name__}. Call snn = pmsm.convert(qann) "
@@ -168,13 +175,11 @@ class _Opened:
             recorder = _Recorder(timesteps, samples, keep=record == "counts", signed=neuron.quant_min < 0)
             self.recorders[str(node.target)] = neuron.probe = recorder
 
-    def start(self, *, steps_at_once: int, first_row: int) -> None:
-        """Fresh state for the samples from `first_row` on; a single timestep needs none."""
+    def start(self, steps_at_once: int) -> None:
+        """Fresh state for the next samples; a single timestep needs none."""
         for module in self.stateful:
             fresh = NeuronState(steps_at_once) if isinstance(module, Neuron) else StaticState(steps_at_once)
             module.state = fresh if self.timesteps > 1 else None  # pyright: ignore[reportAttributeAccessIssue]
-        for recorder in self.recorders.values():
-            recorder.first_row = first_row
 
     def close(self) -> None:
         """Leave no trace in the network."""
@@ -194,35 +199,41 @@ def _opened(snn: Network, timesteps: int, record: str | None, samples: int) -> I
 
 
 class _Recorder:
-    """Counts the spikes of one layer as they are sent; sums of whole numbers below 2**24, or in float64:
-    exact.
-    """
+    """Counts the spikes of one layer as they are sent; exact: sums below 2**24, or in float64."""
 
     def __init__(self, timesteps: int, samples: int, *, keep: bool, signed: bool):
-        self.signed, self.keep, self.first_row, self.neurons = signed, keep, 0, 0
-        self.net, self.size = np.zeros((2, timesteps, samples), np.int64)
-        self.counts: Tensor | None = None
+        self.samples, self.signed, self.keep, self.per_row = samples, signed, keep, 0
+        self.net: list[list[np.ndarray]] = [[] for _ in range(timesteps)]
+        self.size: list[list[np.ndarray]] = [[] for _ in range(timesteps)]
+        self.counts: list[list[Tensor]] = [[] for _ in range(timesteps)]
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
-        self.neurons = spikes[0].numel()
-        dims = tuple(range(1, spikes.dim()))
-        exact = torch.float64 if self.neurons * 64 >= 2**24 else spikes.dtype
-        here = t, slice(self.first_row + row, self.first_row + row + len(spikes))
-        net = spikes.sum(dims, dtype=exact).cpu().numpy()
-        self.net[here] = net
+        self.per_row = spikes[0].numel()
+        exact = torch.float64 if self.per_row * 64 >= 2**24 else spikes.dtype
+        net = _whole(spikes.flatten(1).sum(1, dtype=exact))
+        self.net[t].append(net)
         # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.
         one_sign = t == 0 and not self.signed
-        self.size[here] = net if one_sign else spikes.abs().sum(dims, dtype=exact).cpu().numpy()
+        self.size[t].append(net if one_sign else _whole(spikes.abs().flatten(1).sum(1, dtype=exact)))
         if self.keep:
-            if self.counts is None:
-                self.counts = torch.zeros(*self.net.shape, *spikes.shape[1:], dtype=torch.int16)
-            self.counts[here] = spikes.to("cpu", torch.int16)
+            self.counts[t].append(spikes.to("cpu", torch.int16))
 
     def add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
-        self.neurons = neurons
-        here = slice(t, t + len(net)), slice(self.first_row, self.first_row + net.shape[1])
-        self.net[here], self.size[here] = net, size
+        self.per_row = neurons
+        for i in range(len(net)):
+            self.net[t + i].append(net[i])
+            self.size[t + i].append(size[i])
 
     def read(self) -> Spikes:
-        positive, negative = (self.size + self.net) // 2, (self.size - self.net) // 2
-        return Spikes(self.neurons, torch.from_numpy(positive), torch.from_numpy(negative), self.counts)
+        """Rows to samples: several rows per sample (windows), or one column where the layer mixes them."""
+        net, size = (np.stack([np.concatenate(step) for step in parts]) for parts in (self.net, self.size))
+        timesteps, rows = net.shape
+        columns = self.samples if rows % self.samples == 0 else 1
+        net, size = (x.reshape(timesteps, columns, -1).sum(2) for x in (net, size))
+        positive, negative = (torch.from_numpy((size + sign * net) // 2) for sign in (1, -1))
+        counts = torch.stack([torch.cat(step) for step in self.counts]) if self.keep else None
+        return Spikes(self.per_row * rows // self.samples, positive, negative, counts)
+
+
+def _whole(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy().astype(np.int64)

@@ -48,13 +48,15 @@ class Static(nn.Module):
 
     Args:
         operator: f; a module or a function of tensors, whose result is a tensor or any pytree of tensors.
+        varies: for each leaf of the arguments, whether it is a signal; constants pass as they are. None: all
+            tensors are signals.
 
     `state` belongs to `simulate`: with state None the map runs a single timestep and remembers nothing.
     """
 
-    def __init__(self, operator: Callable[..., Any]):
+    def __init__(self, operator: Callable[..., Any], varies: tuple[bool, ...] | None = None):
         super().__init__()
-        self.operator = operator
+        self.operator, self.varies = operator, varies
         self.state: StaticState | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,23 +64,23 @@ class Static(nn.Module):
         if self.state is None:
             return self.operator(*args, **kwargs)
         leaves, form = pytree.tree_flatten((args, kwargs))
+        varies = self.varies or tuple(isinstance(leaf, Tensor) for leaf in leaves)
         if self.state.timesteps > 1:
-            return self._scan(leaves, form, self.state.timesteps)
-        return self._step(leaves, form, self.state)
+            return self._scan(leaves, form, varies, self.state.timesteps)
+        return self._step(leaves, form, varies, self.state)
 
-    def _step(self, leaves: list[Any], form: Any, state: StaticState) -> Any:
+    def _step(self, leaves: list[Any], form: Any, varies: tuple[bool, ...], state: StaticState) -> Any:
         state.t += 1
-        state.sums = (
-            leaves if state.sums is None else [_plus(a, b) for a, b in zip(state.sums, leaves, strict=True)]
-        )
-        means = [_map(lambda x: x / state.t, total) for total in state.sums]
+        before = state.sums or [0] * len(leaves)
+        state.sums = [a + b if v else b for a, b, v in zip(before, leaves, varies, strict=True)]
+        means = [total / state.t if v else total for total, v in zip(state.sums, varies, strict=True)]
         args, kwargs = pytree.tree_unflatten(means, form)
         total = _map(lambda y: y * state.t, self.operator(*args, **kwargs))
         step = total if state.last is None else pytree.tree_map(_minus, total, state.last)
         state.last = total
         return step
 
-    def _scan(self, leaves: list[Any], form: Any, timesteps: int) -> Any:
+    def _scan(self, leaves: list[Any], form: Any, varies: tuple[bool, ...], timesteps: int) -> Any:
         def means(x: Tensor) -> Tensor:
             total = x.unflatten(0, (timesteps, -1)).cumsum(0)
             return (total / _steps(total)).flatten(0, 1)
@@ -88,7 +90,8 @@ class Static(nn.Module):
             total = total * _steps(total)
             return torch.cat([total[:1], total.diff(dim=0)]).flatten(0, 1)
 
-        args, kwargs = pytree.tree_unflatten([_map(means, leaf) for leaf in leaves], form)
+        leaves = [means(leaf) if v else leaf for leaf, v in zip(leaves, varies, strict=True)]
+        args, kwargs = pytree.tree_unflatten(leaves, form)
         return _map(steps, self.operator(*args, **kwargs))
 
     def extra_repr(self) -> str:
@@ -97,10 +100,6 @@ class Static(nn.Module):
             if isinstance(self.operator, nn.Module)
             else getattr(self.operator, "__name__", str(self.operator))
         )
-
-
-def _plus(a: Any, b: Any) -> Any:
-    return a + b if isinstance(a, Tensor) else b
 
 
 def _minus(a: Any, b: Any) -> Any:

@@ -111,6 +111,8 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
         with torch.no_grad():
             for batch in [batches] if isinstance(batches, Tensor) else batches:
                 inputs = graph.inputs_of(qann, batch)
+                if len(inputs[0]) == 0:
+                    continue
                 wanted, codes = _coded(qann, sites, inputs)
                 got, spikes = _coded(snn, neurons, inputs)
                 for name, row in rows.items():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -376,3 +377,10 @@ def test_the_clipped_network_of_wide_quantizers_is_the_float_network():
     for _, quantizer in graph.modules(qann, Quantizer):
         quantizer.start.fill_(100.0)
     assert torch.equal(clipped(qann)(X), ann(X))
+
+
+def test_a_quantized_network_can_be_copied_and_pickled():
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    qann = calibrate(quantize(ann, PMSM(), X), X)
+    for same in (copy.deepcopy(qann), pickle.loads(pickle.dumps(qann))):
+        assert torch.equal(same(X), qann(X))

@@ -1,4 +1,4 @@
-"""Running over time: anytime read-outs, two schedules with equal numbers, static maps, no trace left behind."""
+"""Running over time: read-outs at every step, two schedules of equal numbers, static maps, no trace left."""
 
 import pytest
 import torch
