@@ -62,7 +62,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type[nn.Module], ...]):
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()):  # default: a pickled graph asks for it
         super().__init__()
         self.leaves = leaves
 
@@ -150,7 +150,7 @@ def _undo_in_place(network: Network) -> None:
                 f"form in graph.OUT_OF_PLACE. Write it out of place, y = x.op() instead of x.op_()."
             )
         overwritten = node.kwargs["input"] if "input" in node.kwargs else node.args[0]
-        if _is_view(overwritten):
+        if _shares_memory(overwritten):
             raise TraceError(
                 f"cannot trace the in-place call {node.name!r}: it writes through {overwritten.name!r}, a "
                 f"view of another tensor, which changes too. Write it out of place, and put parts together "
@@ -161,10 +161,12 @@ def _undo_in_place(network: Network) -> None:
                 user.replace_input_with(overwritten, node)
 
 
-def _is_view(node: Any) -> bool:
-    """Whether the result of a node shares memory with another node's, for all that is known."""
+def _shares_memory(node: Any) -> bool:
+    """Whether others may read the memory that a node's result lies in: it is a view, and no only child."""
     call = call_of(node) if isinstance(node, Node) and node.op in ("call_function", "call_method") else None
-    return call in MOVING_CALLS - {torch.cat, torch.stack, "clone", "repeat"}
+    if call not in MOVING_CALLS - {torch.cat, torch.stack, "clone", "repeat"}:
+        return False
+    return any(len(source.users) > 1 or _shares_memory(source) for source in node.all_input_nodes)
 
 
 def _writes(network: Network, node: Node) -> bool:

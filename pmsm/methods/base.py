@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,6 @@ class Quantizer(nn.Module):
         self.register_buffer("bounds", torch.zeros(2, dtype=torch.int64))
         self.bounds: Tensor
         self.quant_min, self.quant_max = 0, 0  # `bounds` as Python numbers; 0, 0 until calibrated
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_bounds())
 
     def scale(self) -> Tensor:
         """The step, positive, in activation units, as used by the forward pass."""
@@ -141,6 +140,10 @@ class Quantizer(nn.Module):
         assert self.observer is not None
         self.observer(rectified if self.sees_rectified else x)
         return rectified
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read_bounds()
 
     def _set_bounds(self, quant_min: int, quant_max: int) -> None:
         self.bounds.copy_(torch.tensor([quant_min, quant_max]))

@@ -210,6 +210,7 @@ MAPS = {
     "einsum with itself": lambda net, a, b: torch.einsum("nij,njk->nik", a, a),
     "reciprocal": lambda net, a, b: 1 / (a.abs() + 1),
     "quotient of a table": lambda net, a, b: net.table / (a.abs() + 1),
+    "quotient rounded down": lambda net, a, b: torch.div(a, 0.3, rounding_mode="floor"),
     "larger than a table": lambda net, a, b: torch.maximum(a, net.table),
     "functional LayerNorm with weights": lambda net, a, b: F.layer_norm(
         a, (4,), net.norm.weight, net.norm.bias
