@@ -33,6 +33,7 @@ from pmsm.graph.operators import (
     BATCHNORMS,
     CONVOLUTIONS,
     FUNCTIONAL,
+    MATRIX_PRODUCTS,
     MAXPOOLS,
     MEAN_CALLS,
     MOVES,
@@ -46,9 +47,9 @@ from pmsm.graph.operators import (
 from pmsm.graph.trace import record_shapes, trace
 
 __all__ = [
-    "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MAXPOOLS",
-    "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU", "SIZE_CALLS",
-    "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "call_of", "channel_dim", "finish",
+    "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MATRIX_PRODUCTS",
+    "MAXPOOLS", "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU",
+    "SIZE_CALLS", "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "call_of", "channel_dim", "finish",
     "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after", "is_module",
     "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes", "remove",
     "shape_of", "signals", "trace",

@@ -40,10 +40,14 @@ MOVES = (
 """Modules that only move, repeat or drop values (in evaluation): a code stays a code."""
 
 MOVING_CALLS = {
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.cat,
-    torch.stack, torch.chunk, torch.split, torch.movedim, operator.getitem, "flatten", "reshape", "view",
-    "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "expand", "repeat", "t",
-    ".T", ".mT", "detach", "clone",
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    torch.cat, torch.stack, torch.chunk, torch.split, torch.movedim, operator.getitem, "flatten",
+    "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split",
+    "expand", "repeat", "t", ".T", ".mT", "detach", "clone", torch.unbind, "unbind", torch.narrow,
+    "narrow", torch.select, "select", torch.flip, "flip", torch.roll, "roll", "movedim", torch.swapaxes,
+    "swapaxes", torch.unflatten, "unflatten", "expand_as", "view_as", torch.tile, "tile",
+    torch.repeat_interleave, "repeat_interleave", "index_select", torch.index_select, torch.broadcast_to,
+    "split_with_sizes", torch.clone,
 }  # fmt: skip
 """Functions and methods that only move values."""
 
@@ -138,6 +142,7 @@ FUNCTIONAL: dict[Any, Callable[..., nn.Module]] = {
     F.adaptive_avg_pool2d: _pool(nn.AdaptiveAvgPool2d),
     **dict.fromkeys((F.dropout, torch.dropout), _dropout(nn.Dropout)),
     F.dropout2d: _dropout(nn.Dropout2d),
+    "torchvision.ops.stochastic_depth.stochastic_depth": lambda p, mode, training=False: nn.Identity(),
 }
 """Function or method name -> builder of the module that does the same; its arguments are those behind the
 signal.
@@ -158,4 +163,9 @@ refused.
 """
 
 IN_PLACE_FUNCTIONS = {F.relu_, torch.relu_, F.leaky_relu_, F.elu_, F.hardtanh_, F.selu_, F.celu_}
+MATRIX_PRODUCTS = {
+    operator.matmul, torch.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm", torch.einsum, "__matmul__",
+}  # fmt: skip
+"""Products of matrices: every operand that carries data must be a code."""
+
 ADDITIONS = {operator.add, torch.add, "add"}

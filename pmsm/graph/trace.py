@@ -1,8 +1,9 @@
 """How a network becomes one graph of call sites, in which every activation is a module."""
 
 import copy
+import inspect
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from pmsm.errors import TraceError
+from pmsm.graph.decompose import decompose
 from pmsm.graph.network import Network, Node, add_module, call_of, input_count, module_of
 from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, MOVING_CALLS, OUT_OF_PLACE
+
+REWRITTEN = 1e-3
+"""How far, relative to the largest output, a graph with written-out attention may differ from the network:
+rounding of other kernels, through many layers. A wrong decomposition differs by orders more."""
 
 
 def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Module]] = ()) -> Network:
@@ -39,7 +45,8 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     network = copy.deepcopy(network).eval()
     tracer = _Tracer(leaves)
     try:
-        graph = tracer.trace(network)
+        graph = tracer.trace(network, _settings(network, example))
+        _drop_settings(graph)
     except Exception as error:
         raise TraceError(_untraceable(network, error)) from error
     traced = fx.GraphModule(network, graph, type(network).__name__)
@@ -50,6 +57,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
         )
     wanted = _output(network, example) if example is not None else None
     _undo_in_place(traced)
+    rewritten = decompose(traced)
     _functions_to_modules(traced)
     _one_module_per_call(traced)
     traced.graph.eliminate_dead_code()
@@ -57,7 +65,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     traced.recompile()
     if example is not None:
         record_shapes(traced, example)
-        _prove_equal(wanted, traced, example)
+        _prove_equal(wanted, traced, example, REWRITTEN if rewritten else 0.0)
     return traced
 
 
@@ -68,6 +76,26 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _settings(network: nn.Module, example: Any) -> dict[str, Any]:
+    """The arguments of the forward pass that the example leaves at their defaults: constants of the graph."""
+    given = len(_inputs(example)) if example is not None else 0
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [p for p in inspect.signature(network.forward).parameters.values() if p.kind in kinds]
+    return {p.name: p.default for p in parameters[given:] if p.default is not inspect.Parameter.empty}
+
+
+def _drop_settings(graph: fx.Graph) -> None:
+    """Without the placeholders of the constants, and the comparisons that torch.fx makes with them."""
+    for node in [n for n in graph.nodes if n.op == "placeholder" and n.args]:
+        for check in [n for n in graph.nodes if n.op == "call_function" and n.target is torch._assert]:
+            compared = check.args[0]
+            if isinstance(compared, Node) and node in compared.all_input_nodes:
+                graph.erase_node(check)
+                graph.erase_node(compared)
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _untraceable(network: nn.Module, error: Exception) -> str:
@@ -118,10 +146,10 @@ def _output(network: nn.Module, example: Any) -> Any:
         ) from error
 
 
-def _prove_equal(wanted: Any, traced: Network, example: Any) -> None:
+def _prove_equal(wanted: Any, traced: Network, example: Any, tolerance: float) -> None:
     got = _output(traced, example)
     pairs = list(zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True))
-    if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs):
+    if not all(_same(a, b, tolerance) for a, b in pairs):
         if any(isinstance(a, Tensor) and not bool(torch.isfinite(a).all()) for a, _ in pairs):
             raise TraceError(
                 "the network's output on the example holds NaN or Inf. Check the weights and the example."
@@ -132,6 +160,14 @@ def _prove_equal(wanted: Any, traced: Network, example: Any) -> None:
             f"in evaluation mode, a tensor written in place through a view, a Python side effect). Rewrite "
             f"that part without it, or keep its module as one operator, leaves=[ThatModule]."
         )
+
+
+def _same(a: Any, b: Any, tolerance: float) -> bool:
+    if not isinstance(a, Tensor):
+        return a is b or a == b
+    if tolerance and a.is_floating_point() and bool(torch.isfinite(a).all()):
+        return bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-30)) if a.numel() else True
+    return torch.equal(a, b)
 
 
 def _undo_in_place(network: Network) -> None:
@@ -190,14 +226,15 @@ def _functions_to_modules(network: Network) -> None:
     caller.
     """
     for node in list(network.graph.nodes):
-        if node.op not in ("call_function", "call_method") or node.target not in FUNCTIONAL:
+        builder = _builder(node)
+        if builder is None:
             continue
         args, kwargs = list(node.args), {k: v for k, v in node.kwargs.items() if k != "input"}
         signal = node.kwargs["input"] if "input" in node.kwargs else args.pop(0)
         if fx.map_arg((args, kwargs), lambda n: n) and _mentions_node((args, kwargs)):
             continue  # settings that are computed: no module can hold them, conversion will name the call
         try:
-            module = FUNCTIONAL[node.target](*args, **kwargs)
+            module = builder(*args, **kwargs)
         except TypeError:
             continue
         with network.graph.inserting_before(node):
@@ -207,6 +244,15 @@ def _functions_to_modules(network: Network) -> None:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         network.graph.erase_node(node)
+
+
+def _builder(node: Node) -> Callable[..., nn.Module] | None:
+    """What makes the module for a call; a function of another package is known by its full name."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    target: Any = node.target
+    full_name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return FUNCTIONAL.get(target) or FUNCTIONAL.get(full_name)
 
 
 def _mentions_node(settings: Any) -> bool:

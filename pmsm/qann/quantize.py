@@ -163,28 +163,25 @@ def _unplace(qann: Network, node: Node, *, keep_relu: bool) -> None:
 
 
 def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
-    """A quantizer wherever a weighted layer would read something that is neither a code nor the network's
-    input.
-    """
+    """A quantizer wherever a layer or product would read something that is neither a code nor the input."""
     signals, coded, analog = graph.signals(qann), _coded(qann), _analog(qann)
-    done: set[Node] = set()
-    for node in list(qann.graph.nodes):
-        if not is_weighted(qann, node):
-            continue
-        source = node.args[0] if node.args else node.kwargs["input"]
-        if source not in signals or source in coded or source in analog or source in done:
-            continue
-        _insert(
-            qann, method, source, rectified=False, readers=[n for n in source.users if is_weighted(qann, n)]
-        )
-        done.add(source)
+    readers: dict[Node, list[Node]] = {}
+    for node in qann.graph.nodes:
+        for source in operands(qann, node, signals):
+            if source not in coded and source not in analog:
+                readers.setdefault(source, []).append(node)
+    for source, nodes in readers.items():
+        _insert(qann, method, source, rectified=False, readers=nodes)
 
 
-def is_weighted(network: Network, node: Node) -> bool:
-    """Whether the node multiplies its first input by weights."""
-    return graph.is_module(network, node, graph.WEIGHTED) or (
-        node.op == "call_function" and node.target in graph.WEIGHTED_CALLS
+def operands(network: Network, node: Node, signals: set[Node]) -> list[Node]:
+    """The signals that the node multiplies by weights or by each other as matrices: they must be codes."""
+    product = node.op in ("call_function", "call_method") and (
+        node.target in graph.WEIGHTED_CALLS or node.target in graph.MATRIX_PRODUCTS
     )
+    if graph.is_module(network, node, graph.WEIGHTED) or product:
+        return [n for n in dict.fromkeys(node.all_input_nodes) if n in signals]
+    return []
 
 
 def moves_codes(network: Network, node: Node) -> bool:
@@ -222,7 +219,9 @@ def _analog(qann: Network) -> set[Node]:
     """The network's input and what is made of it in front of the first weighted layer and the first site."""
     signals, analog = graph.signals(qann), set()
     for node in qann.graph.nodes:
-        stops = is_weighted(qann, node) or graph.is_module(qann, node, (*graph.ACTIVATIONS, Quantizer))
+        stops = bool(operands(qann, node, signals)) or graph.is_module(
+            qann, node, (*graph.ACTIVATIONS, Quantizer)
+        )
         if node.op == "placeholder" or (
             not stops and node in signals and all(n in analog for n in node.all_input_nodes if n in signals)
         ):
@@ -232,9 +231,9 @@ def _analog(qann: Network) -> set[Node]:
 
 def _read_by_weighted(qann: Network) -> set[Node]:
     """Nodes on which the input of some weighted layer depends."""
-    read: set[Node] = set()
+    signals, read = graph.signals(qann), set()
     for node in reversed(qann.graph.nodes):
-        if any(is_weighted(qann, reader) or reader in read for reader in node.users):
+        if any(operands(qann, reader, signals) or reader in read for reader in node.users):
             read.add(node)
     return read
 

@@ -31,11 +31,15 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     ),
     **dict.fromkeys((F.interpolate, "to", "float"), LINEAR),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), PRODUCT),
-    **dict.fromkeys((operator.matmul, torch.matmul, "matmul", torch.bmm, "bmm"), PRODUCT),
-    **dict.fromkeys((*graph.WEIGHTED_CALLS, torch.einsum), PRODUCT),
+    **dict.fromkeys((*graph.MATRIX_PRODUCTS, *graph.WEIGHTED_CALLS), PRODUCT),
+    **dict.fromkeys((torch.where, "where", torch.masked_fill, "masked_fill"), PRODUCT),
     **dict.fromkeys((*graph.MAXPOOLS, *graph.ACTIVATIONS, nn.LogSoftmax), STATIC),
-    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm), STATIC),
-    **dict.fromkeys((F.layer_norm, F.group_norm, F.log_softmax, torch.log_softmax), STATIC),
+    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm), STATIC),
+    **dict.fromkeys((F.layer_norm, F.group_norm, F.rms_norm, F.log_softmax, torch.log_softmax), STATIC),
+    **dict.fromkeys(
+        (F.normalize, torch.rsqrt, "rsqrt", torch.sqrt, "sqrt", "pow", torch.pow, operator.pow), STATIC
+    ),
+    **dict.fromkeys((nn.Embedding, F.embedding, F.batch_norm), LINEAR),
     **dict.fromkeys(
         (torch.clamp, "clamp", torch.abs, "abs", torch.exp, "exp", torch.maximum, torch.minimum), STATIC
     ),
@@ -76,7 +80,7 @@ def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = Fal
             quantizer: Any = graph.module_of(snn, node)
             snn.set_submodule(str(node.target), quantizer.neuron().requires_grad_(False))
             continue
-        rule = rules[graph.kind_of(snn, node)]
+        rule = rules[_key(graph.kind_of(snn, node), rules)]
         if rule is STATIC or (rule is PRODUCT and not _is_linear(node, signals)):
             _make_static(snn, node, signals)
         elif not isinstance(rule, Rule):
@@ -84,11 +88,20 @@ def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = Fal
     return graph.finish(snn)
 
 
+def _key(kind: Any, rules: Mapping[Any, Any]) -> Any:
+    """The entry that speaks for `kind`: its own, or that of a base whose forward pass it inherits."""
+    if kind in rules or not isinstance(kind, type):
+        return kind
+    bases = (base for base in kind.__mro__ if base in rules and base.forward is kind.forward)
+    return next(bases, kind)
+
+
 def _is_linear(node: Node, signals: set[Node]) -> bool:
     """Whether a product is linear in the only operand that carries data of the sample."""
     carriers = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if leaf in signals]
-    divides = node.target in DIVISIONS
-    return len(carriers) == 1 and not (divides and node.args[0] not in signals)
+    if node.target in DIVISIONS and (node.args[0] not in signals or node.kwargs.get("rounding_mode")):
+        return False
+    return len(carriers) == 1
 
 
 def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
@@ -118,9 +131,9 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
         ):
             continue
         kind = graph.kind_of(qann, node)
-        if graph.is_module(qann, node, graph.BATCHNORMS):
+        if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
             _refuse_batch_statistics(qann, node)
-        if kind not in rules:
+        if _key(kind, rules) not in rules:
             unknown.setdefault(_spelled(kind), []).append(graph.operator_name(qann, node))
     if unknown:
         listed = "; ".join(f"{kind} at {', '.join(map(repr, names))}" for kind, names in unknown.items())
@@ -133,10 +146,15 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
 
 
 def _refuse_batch_statistics(qann: Network, node: Node) -> None:
-    if getattr(graph.module_of(qann, node), "running_mean", None) is None:
+    if node.op == "call_module":
+        from_batch = getattr(graph.module_of(qann, node), "running_mean", None) is None
+    else:
+        from_batch = bool(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else False))
+    if from_batch:
         raise ConversionError(
-            f"{str(node.target)!r} takes its statistics from the batch (track_running_stats=False): it is no "
-            f"map of one sample, so no rule can run it over time. Train it with track_running_stats=True."
+            f"{graph.operator_name(qann, node)!r} takes its statistics from the batch "
+            f"(track_running_stats=False): it is no map of one sample, so no rule can run it over time. "
+            f"Train it with track_running_stats=True."
         )
 
 

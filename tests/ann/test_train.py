@@ -1,5 +1,6 @@
 import copy
 import functools
+import importlib
 
 import pytest
 import torch
@@ -214,9 +215,9 @@ def test_a_compiled_forward_keeps_the_names_and_learns_the_same(monkeypatch):
 
 
 @torch_uses_jit
-def test_a_missing_compiler_is_told_with_the_remedy(monkeypatch):
+def test_a_missing_compiler_is_told_with_the_remedy():
     torch.compiler.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(TrainingError, match=r"torch\.compile failed on batch 0 .* compile=False"):
+    config = importlib.import_module("torch._inductor.config")
+    broken = config.patch({"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True})
+    with broken, pytest.raises(TrainingError, match=r"torch\.compile failed on batch 0 .* compile=False"):
         trained(compile=True)

@@ -1,0 +1,162 @@
+"""Operators that hide others: what they are made of, so that every product and activation is in the graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from pmsm.errors import TraceError
+from pmsm.graph.network import Network, Node, module_of
+
+
+def attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """softmax(query key^T * scale + mask) value; [..., L, E], [..., S, E], [..., S, V] -> [..., L, V].
+
+    Source: the reference form in the documentation of torch.nn.functional.scaled_dot_product_attention.
+    """
+    if enable_gqa:
+        raise TraceError("grouped-query attention (enable_gqa=True) has no written-out form here yet")
+    factor = query.size(-1) ** -0.5 if scale is None else scale
+    scores = torch.matmul(query * factor, key.transpose(-2, -1))
+    if is_causal:
+        ones = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(torch.logical_not(torch.tril(ones)), float("-inf"))
+    if attn_mask is not None:
+        scores = _mask(scores, attn_mask)
+    return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout_p, training=dropout_p > 0), value)
+
+
+def _mask(scores: Any, mask: Any) -> Any:
+    """Add a float mask, or drop where a boolean one is False; which of the two is known at run time only."""
+    return scores + additive_mask(mask)
+
+
+def additive_mask(mask: torch.Tensor) -> torch.Tensor:
+    """A boolean mask (True: keep) as 0 and -inf; a float mask as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+fx.wrap("additive_mask")
+
+
+def multihead_attention(
+    module: nn.MultiheadAttention, parameter: Callable[[str], Any], call: Callable[..., Any],
+    query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
+    attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
+    """`nn.MultiheadAttention` from linear maps, products and a softmax.
+
+    Args:
+        parameter: name -> proxy of a parameter of the module.
+        call: (name, x) -> proxy of a submodule's result.
+    """
+    if module.bias_k is not None or module.add_zero_attn or key_padding_mask is not None:
+        raise TraceError("nn.MultiheadAttention with add_bias_kv, add_zero_attn or key_padding_mask")
+    embed, heads = module.embed_dim, module.num_heads
+    if module.in_proj_weight is not None:
+        weights = [parameter("in_proj_weight")[i * embed : (i + 1) * embed] for i in range(3)]
+    else:
+        weights = [parameter(f"{name}_proj_weight") for name in "qkv"]
+    biases: list[Any] = [None] * 3
+    if module.in_proj_bias is not None:
+        biases = [parameter("in_proj_bias")[i * embed : (i + 1) * embed] for i in range(3)]
+    signals = (query, key, value) if module.batch_first else (x.transpose(0, 1) for x in (query, key, value))
+    q, k, v = (
+        F.linear(x, w, b).unflatten(-1, (heads, embed // heads)).transpose(1, 2)
+        for x, w, b in zip(signals, weights, biases, strict=True)
+    )
+    scores = torch.matmul(q * (embed // heads) ** -0.5, k.transpose(-2, -1))
+    if attn_mask is not None:  # here True means: leave out
+        scores = scores + additive_mask(torch.logical_not(attn_mask) if _is_bool(attn_mask) else attn_mask)
+    share = torch.softmax(scores, -1)
+    out = call("out_proj", torch.matmul(share, v).transpose(1, 2).flatten(2))
+    out = out if module.batch_first else out.transpose(0, 1)
+    return out, (share.mean(1) if average_attn_weights else share)
+
+
+def _is_bool(mask: Any) -> bool:
+    return getattr(getattr(mask, "node", None), "meta", {}).get("dtype", None) is torch.bool
+
+
+def _addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
+    return x + (a * b if value == 1 else a * b * value)
+
+
+def _baddbmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return (x if beta == 1 else x * beta) + (torch.bmm(a, b) if alpha == 1 else torch.bmm(a, b) * alpha)
+
+
+def _addmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return (x if beta == 1 else x * beta) + (torch.matmul(a, b) if alpha == 1 else torch.matmul(a, b) * alpha)
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    **dict.fromkeys((torch.addcmul, "addcmul"), _addcmul),
+    **dict.fromkeys((torch.baddbmm, "baddbmm"), _baddbmm),
+    **dict.fromkeys((torch.addmm, "addmm"), _addmm),
+}
+"""Function or method name -> the same, written in operators that the tables know."""
+
+MODULES: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multihead_attention}
+"""Module type -> the same, from its parameters and submodules."""
+
+
+def decompose(network: Network) -> bool:
+    """Replace every call in `FUNCTIONS` and `MODULES` by what it is made of; returns whether there was one.
+
+    The parts round differently from a fused kernel: the network stays the same up to rounding only.
+    """
+    found = [node for node in network.graph.nodes if _parts(network, node) is not None]
+    for node in found:
+        before = set(network.graph.nodes)
+        parts = _parts(network, node)
+        with network.graph.inserting_before(node):
+            tracer = fx.proxy.GraphAppendingTracer(network.graph)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, t=tracer: fx.Proxy(n, t))
+            if node.op == "call_module":
+                result = parts(module_of(network, node), *_access(network, node, tracer), *args, **kwargs)
+            else:
+                result = parts(*args, **kwargs)
+        for new in set(network.graph.nodes) - before:
+            new.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+        _replace(network, node, result)
+    return bool(found)
+
+
+def _parts(network: Network, node: Node) -> Callable[..., Any] | None:
+    if node.op == "call_module":
+        return MODULES.get(type(module_of(network, node)))
+    return FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+
+
+def _access(network: Network, node: Node, tracer: Any) -> tuple[Callable[[str], Any], Callable[..., Any]]:
+    def parameter(name: str) -> fx.Proxy:
+        return fx.Proxy(network.graph.get_attr(f"{node.target}.{name}"), tracer)
+
+    def call(name: str, x: fx.Proxy) -> fx.Proxy:
+        return fx.Proxy(network.graph.call_module(f"{node.target}.{name}", (x.node,)), tracer)
+
+    return parameter, call
+
+
+def _replace(network: Network, node: Node, result: Any) -> None:
+    """Let the readers of `node` read `result`, a proxy or a tuple of proxies whose members they pick."""
+    if isinstance(result, tuple):
+        for reader in list(node.users):
+            if len(reader.args) != 2 or not isinstance(reader.args[1], int):
+                raise TraceError(
+                    f"{node.name!r} is used whole: pick its members, attention, weights = module(...)."
+                )
+            reader.replace_all_uses_with(result[reader.args[1]].node)
+            network.graph.erase_node(reader)
+    else:
+        node.replace_all_uses_with(result.node)
+    network.graph.erase_node(node)

@@ -1,0 +1,321 @@
+"""What would become what: the fate and the cost of every operator, told before anything is converted."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pmsm import graph
+from pmsm.errors import ConversionError
+from pmsm.graph import Network, Node
+from pmsm.methods import PMSM
+from pmsm.methods.base import Method, Quantizer, Start
+from pmsm.qann.quantize import moves_codes, quantize
+from pmsm.snn.convert import RULES, _is_linear, _key, _refuse_batch_statistics, _spelled
+from pmsm.snn.temporal import Rule
+from pmsm.study.macs import count_macs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("operator", "kind", "shape", "fate", "why", "parameters", "MACs", "spikes")
+NUMBERS = ("parameters", "MACs")  # columns set flush right
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator of the quantized network, in the order of execution.
+
+    Args:
+        name: where it is called; kind: module type, function or method; for a site, the method.
+        shape: of its result, without the batch.
+        fate: "site", "folded" (a BatchNorm that `convert(fold=True)` folds away), "passes" (only moves values),
+            "linear" (runs at every step), "analog" (the same, but multiplies values that are no codes), "static map"
+            (runs on the mean of its inputs so far), "replaced" (by what its rule makes), "unsupported".
+        split: of a site: the codes below and above zero, or how they will be chosen.
+        why: the reason for the fate, and for an unsupported operator the way on.
+        parameters: float parameters; one that several operators read counts at the first.
+        macs: multiply-accumulates per sample, see `count_macs`.
+        spiking: whether all of its signals arrive as codes, as such or averaged; None without MACs.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    fate: str
+    split: str
+    why: str
+    parameters: int
+    macs: int
+    spiking: bool | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the rows; `spiking_share` is the share of the MACs whose operands arrive as codes, 0 to 1."""
+
+    operators: int
+    sites: int
+    parameters: int
+    macs: int
+    spiking_share: float
+    unsupported: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; printed, it is a plain table with the sums below."""
+
+    network: str
+    method: str
+    rows: tuple[Row, ...]
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the rows."""
+        macs = sum(row.macs for row in self.rows)
+        return Totals(
+            operators=len(self.rows),
+            sites=sum(row.fate == "site" for row in self.rows),
+            parameters=sum(row.parameters for row in self.rows),
+            macs=macs,
+            spiking_share=sum(row.macs for row in self.rows if row.spiking) / macs if macs else 0.0,
+            unsupported=sum(row.fate == "unsupported" for row in self.rows),
+        )
+
+    @property
+    def supported(self) -> bool:
+        """Whether `convert` will find a rule for every operator."""
+        return not self.totals.unsupported
+
+    def summary(self) -> str:
+        """The sums, in one sentence, and whether the network converts."""
+        totals = self.totals
+        verdict = "Everything converts." if self.supported else f"{totals.unsupported} unsupported."
+        return (
+            f"{self.network} with {self.method}: {totals.operators} operators, {totals.sites} of them sites; "
+            f"{totals.parameters:,} parameters; {totals.macs:,} MACs per sample, {totals.spiking_share:.1%} of them on "
+            f"spikes. {verdict}"
+        )
+
+    def table(self) -> "Table":
+        """The rows as a table for a rich console."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for column in COLUMNS:
+            table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+        for row in self.rows:
+            style = "bold red" if row.fate == "unsupported" else ""
+            table.add_row(*(Text(cell, style) for cell in _cells(row)))
+        return table
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON knows."""
+        told = asdict(self)
+        return told | {"totals": asdict(self.totals), "supported": self.supported}
+
+    def as_json(self) -> str:
+        """`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=2)
+
+    def __str__(self) -> str:
+        lines = [COLUMNS, *map(_cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        flush = [str.rjust if column in NUMBERS else str.ljust for column in COLUMNS]
+        table = [
+            "  ".join(
+                set_(cell, width) for set_, cell, width in zip(flush, line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*table, "", self.summary()])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.kind,
+        "x".join(map(str, row.shape)),
+        row.fate,
+        f"{row.split}; {row.why}" if row.split else row.why,
+        f"{row.parameters:,}" if row.parameters else "",
+        f"{row.macs:,}" if row.macs else "",
+        {None: "", True: "yes", False: "no"}[row.spiking],
+    )
+
+
+def explain(
+    ann: nn.Module,
+    example: Any,
+    method: Method = PMSM(),  # noqa: B008 -- a method is frozen
+    *,
+    leaves: Iterable[type[nn.Module]] = (),
+    rules: Mapping[Any, Any] = RULES,
+) -> Explanation:
+    """What would become of each operator of a float network, and what it costs; nothing is changed.
+
+    Args:
+        ann, example, method, leaves: as for `quantize`; the example's values do not matter.
+        rules: as for `convert`.
+
+    Raises:
+        TraceError, QuantizationError: as `quantize`; what `convert` would refuse is a row instead.
+    """
+    walk = _Walk(quantize(ann, method, example, leaves=leaves), method, rules)
+    return Explanation(type(ann).__name__, repr(method), tuple(walk.rows()))
+
+
+class _Walk:
+    """What is known of the operators so far, on the way through a quantized network from input to output."""
+
+    def __init__(self, qann: Network, method: Method, rules: Mapping[Any, Any]):
+        self.qann, self.method, self.rules = qann, method, rules
+        self.signals = graph.signals(qann)
+        self.folded = _folded(qann)
+        self.batch = next(graph.shape_of(n)[0] for n in qann.graph.nodes if graph.shape_of(n))
+        self.spiking: set[Node] = set()  # nodes whose values are codes, or averages of codes
+        self.weighed: set[Node] = set()  # nodes that a site, or an operator with MACs, has touched
+        self.constants: dict[Node, list[nn.Parameter]] = {}  # what a node that is no signal is made of
+        self.counted: set[nn.Parameter] = set()
+
+    def rows(self) -> Iterator[Row]:
+        """A row for every operator that carries data of the sample."""
+        for node in self.qann.graph.nodes:
+            if node not in self.signals:
+                self.constants[node] = self._parameters(node)
+            elif node.op not in ("placeholder", "output"):
+                yield self._row(node)
+
+    def _row(self, node: Node) -> Row:
+        parameters = set(self._parameters(node)) - self.counted
+        self.counted |= parameters
+        count = count_macs(self.qann, node)
+        macs = (count or 0) // self.batch
+        sources = [n for n in node.all_input_nodes if n in self.signals]
+        on_codes = all(n in self.spiking for n in sources)
+        is_site = graph.is_module(self.qann, node, (Quantizer,))
+        if is_site or (on_codes and _keeps_codes(self.qann, node)):
+            self.spiking.add(node)
+        fate, why = self._fate(node, macs > 0, on_codes)
+        if is_site or macs or any(n in self.weighed for n in sources):
+            self.weighed.add(node)
+        module: Any = graph.module_of(self.qann, node) if node.op == "call_module" else None
+        if count is None and any(p.dim() > 1 for p in parameters) and module is not None:
+            why += "; its MACs are not known and count 0"
+        return Row(
+            name=graph.operator_name(self.qann, node),
+            kind=type(self.method).__name__ if is_site else self._kind(node),
+            shape=_per_sample(graph.shape_of(node), self.batch),
+            fate=fate,
+            split=_split(module) if is_site else "",
+            why=why,
+            parameters=0 if is_site else sum(p.numel() for p in parameters),
+            macs=macs,
+            spiking=on_codes if macs else None,
+        )
+
+    def _fate(self, node: Node, has_macs: bool, on_codes: bool) -> tuple[str, str]:
+        """Fate and reason, by the predicates of `convert`."""
+        kind = graph.kind_of(self.qann, node)
+        if graph.is_module(self.qann, node, (Quantizer,)):
+            return "site", self._stands(node)
+        if _key(kind, self.rules) not in self.rules:
+            spelled = _spelled(kind)
+            return (
+                "unsupported",
+                f"no rule: pass rules=RULES | {{{spelled}: Rule.STATIC}}, or Rule.LINEAR if affine",
+            )
+        rule = self.rules[_key(kind, self.rules)]
+        if refusal := _refusal(self.qann, node):
+            return "unsupported", refusal
+        if node in self.folded:
+            return "folded", f"on request into {graph.operator_name(self.qann, node.all_input_nodes[0])}"
+        if not isinstance(rule, Rule):
+            return "replaced", "by what its rule makes of it"
+        if rule is Rule.STATIC:
+            return "static map", "not linear: runs on the mean of its inputs"
+        if rule is Rule.PRODUCT and not _is_linear(node, self.signals):
+            return "static map", "product of signals: runs on their means"
+        if moves_codes(self.qann, node):
+            return "passes", "only moves values"
+        if has_macs and not on_codes:
+            first = not any(n in self.weighed for n in node.all_input_nodes)
+            return "analog", f"reads {'the input' if first else 'values that are no codes'}: MACs, no spikes"
+        return "linear", "runs at every step"
+
+    def _stands(self, node: Node) -> str:
+        """What a site has taken the place of, or stands behind."""
+        source = node.all_input_nodes[0]
+        if not graph.module_of(self.qann, node).site.rectified:  # pyright: ignore[reportAttributeAccessIssue]
+            return f"behind {self._kind(source)}"
+        behind_pool = graph.is_module(self.qann, source, graph.MAXPOOLS)
+        return "replaces ReLU" + (f", behind {self._kind(source)}" if behind_pool else "")
+
+    def _kind(self, node: Node) -> str:
+        kind = graph.kind_of(self.qann, node)
+        return getattr(kind, "__name__", str(kind))
+
+    def _parameters(self, node: Node) -> list[nn.Parameter]:
+        """The parameters of a call, and of the constants that it reads."""
+        found = [p for n in node.all_input_nodes for p in self.constants.get(n, [])]
+        if node.op == "call_module":
+            found += graph.module_of(self.qann, node).parameters()
+        elif node.op == "get_attr":
+            found += [
+                p for name, p in self.qann.named_parameters(remove_duplicate=False) if name == node.target
+            ]
+        return found
+
+
+def _keeps_codes(qann: Network, node: Node) -> bool:
+    """Whether codes stay codes, or become averages of codes: linear, and joined with the weights behind."""
+    return (
+        moves_codes(qann, node)
+        or graph.is_module(qann, node, graph.AVGPOOLS)
+        or (node.op in ("call_function", "call_method") and node.target in graph.MEAN_CALLS)
+    )
+
+
+def _folded(qann: Network) -> set[Node]:
+    """The BatchNorms that `fold_batchnorm` takes away."""
+    norms = [node for node in qann.graph.nodes if graph.is_module(qann, node, graph.BATCHNORMS)]
+    left = {node.name for node in graph.fold_batchnorm(qann).graph.nodes} if norms else set()
+    return {node for node in norms if node.name not in left}
+
+
+def _refusal(qann: Network, node: Node) -> str:
+    """Why `convert` refuses a BatchNorm, or nothing."""
+    if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
+        try:
+            _refuse_batch_statistics(qann, node)
+        except ConversionError as error:
+            return str(error)
+    return ""
+
+
+def _split(quantizer: Quantizer) -> str:
+    """The codes that calibration may choose from; asks the quantizer, which then holds a start of no meaning."""
+    offered: list[tuple[int, int]] = []
+
+    def choose(splits: list[tuple[int, int]]) -> Start:
+        offered.extend(splits)
+        return Start(torch.ones(()), *splits[0])
+
+    quantizer.calibrate(choose)
+    if len(offered) > 1:
+        return "signed, chosen at calibration"
+    polarity = "signed" if quantizer.quant_min else "rectified"
+    return f"{polarity} {quantizer.quant_min}..{quantizer.quant_max}"
+
+
+def _per_sample(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """Without the batch, wherever it stands; where it is joined with another dimension, divided by it."""
+    if batch in shape:
+        return shape[: shape.index(batch)] + shape[shape.index(batch) + 1 :]
+    return (shape[0] // batch, *shape[1:]) if shape else ()
