@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from pmsm.snn.simulate import Run, simulate
     from pmsm.snn.temporal import Rule
     from pmsm.snn.verify import verify
+    from pmsm.study.explain import explain
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate", "kept",
-    "quantize", "simulate", "train", "verify",
+    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate",
+    "explain", "kept", "quantize", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -25,7 +26,7 @@ _HOME = {
     "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.simulate",
     "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify", "evaluate": "ann.train",
-    "train": "ann.train",
+    "train": "ann.train", "explain": "study.explain",
 }  # fmt: skip
 """Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load
 torch.

@@ -42,11 +42,6 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-@app.callback()
-def _root() -> None:
-    """Keep `pmsm demo` a command of its own while it is the only one."""
-
-
 @_command
 def demo(
     data: Annotated[
@@ -83,6 +78,56 @@ def demo(
     )
     console.print(summary(record))
     console.print(f"Report: {out / 'report.html'}   Checkpoints and record: {out}/", soft_wrap=True)
+
+
+@_command
+def explain(
+    source: Annotated[
+        str, typer.Argument(help="timm:<name>, torchvision:<name>, or <module>:<function that makes it>.")
+    ],
+    shape: Annotated[
+        str | None, typer.Option(help="One sample, e.g. 3,32,32. Default: timm's, else 3,224,224.")
+    ] = None,
+    levels: Annotated[int, typer.Option(help="Codes per site.")] = 9,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Tell what would become of each operator of a network, and its cost; status 1 if one has no rule.
+
+    Example: pmsm explain timm:vit_small_patch16_224
+    """
+    import torch
+    from rich.console import Console
+
+    from pmsm.ann.models.zoo import build, input_shape
+    from pmsm.methods import PMSM
+    from pmsm.study.explain import explain
+
+    method = PMSM(levels=levels)
+    sizes = None if shape is None else _shape(shape)
+    sys.path.insert(0, str(Path.cwd()))  # a module of the user's, as `python -m` finds it
+    network = build(source)
+    example = torch.randn(1, *(sizes or input_shape(network)))
+    explanation = explain(network, example, method)
+    console = Console(highlight=False)
+    if json:
+        typer.echo(explanation.as_json())
+    elif console.is_terminal:
+        console.print(explanation.table())
+        console.print(explanation.summary())
+    else:
+        typer.echo(str(explanation))
+    if not explanation.supported:
+        raise typer.Exit(1)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """ "3,32,32" as numbers."""
+    sizes = text.replace(" ", "").split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(
+            f"--shape needs whole numbers >= 1 with commas between, got {text!r}. Write 3,224,224."
+        )
+    return tuple(map(int, sizes))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Run: .venv/bin/python recipes/pretrained_resnets.py --data CIFAR10_FOLDER --weights WEIGHTS_FOLDER
 The folder of weights holds akamaster_resnet{20,32,44,56}_cifar10.safetensors, with the constants that
 normalize the images in the metadata. Appends one line per network to results/pretrained_resnets.jsonl and
-prints the table. The weights come from one training run each, whose author kept no validation images.
+prints the table. The author of the weights kept no validation images apart (README of SOURCE).
 """
 
 import argparse

@@ -33,13 +33,14 @@ class Row:
     Args:
         name: where it is called; kind: module type, function or method; for a site, the method.
         shape: of its result, without the batch.
-        fate: "site", "folded" (a BatchNorm that `convert(fold=True)` folds away), "passes" (only moves values),
-            "linear" (runs at every step), "analog" (the same, but multiplies values that are no codes), "static map"
-            (runs on the mean of its inputs so far), "replaced" (by what its rule makes), "unsupported".
+        fate: "site"; "folded", a BatchNorm that `convert(fold=True)` folds away; "passes", only moves values;
+            "linear", runs at every step; "analog", the same, but multiplies values that are no codes;
+            "static map", runs on the mean of its inputs so far; "replaced", by what its rule makes;
+            "unsupported".
         split: of a site: the codes below and above zero, or how they will be chosen.
         why: the reason for the fate, and for an unsupported operator the way on.
         parameters: float parameters; one that several operators read counts at the first.
-        macs: multiply-accumulates per sample, see `count_macs`.
+        macs: multiply-accumulates per sample, see `count_macs`; None where unknown.
         spiking: whether all of its signals arrive as codes, as such or averaged; None without MACs.
     """
 
@@ -50,18 +51,19 @@ class Row:
     split: str
     why: str
     parameters: int
-    macs: int
+    macs: int | None
     spiking: bool | None
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the rows; `spiking_share` is the share of the MACs whose operands arrive as codes, 0 to 1."""
+    """Sums over the rows; `uncounted` operators have unknown MACs, `spiking_share` (0 to 1) is of the known."""
 
     operators: int
     sites: int
     parameters: int
     macs: int
+    uncounted: int
     spiking_share: float
     unsupported: int
 
@@ -77,13 +79,14 @@ class Explanation:
     @property
     def totals(self) -> Totals:
         """Sums over the rows."""
-        macs = sum(row.macs for row in self.rows)
+        macs = sum(row.macs or 0 for row in self.rows)
         return Totals(
             operators=len(self.rows),
             sites=sum(row.fate == "site" for row in self.rows),
             parameters=sum(row.parameters for row in self.rows),
             macs=macs,
-            spiking_share=sum(row.macs for row in self.rows if row.spiking) / macs if macs else 0.0,
+            uncounted=sum(row.macs is None for row in self.rows),
+            spiking_share=sum(row.macs or 0 for row in self.rows if row.spiking) / max(macs, 1),
             unsupported=sum(row.fate == "unsupported" for row in self.rows),
         )
 
@@ -95,11 +98,12 @@ class Explanation:
     def summary(self) -> str:
         """The sums, in one sentence, and whether the network converts."""
         totals = self.totals
+        unknown = f" ({totals.uncounted} operators not counted)" if totals.uncounted else ""
         verdict = "Everything converts." if self.supported else f"{totals.unsupported} unsupported."
         return (
             f"{self.network} with {self.method}: {totals.operators} operators, {totals.sites} of them sites; "
-            f"{totals.parameters:,} parameters; {totals.macs:,} MACs per sample, {totals.spiking_share:.1%} of them on "
-            f"spikes. {verdict}"
+            f"{totals.parameters:,} parameters; {totals.macs:,} MACs per sample{unknown}, "
+            f"{totals.spiking_share:.1%} of them on spikes. {verdict}"
         )
 
     def table(self) -> "Table":
@@ -117,8 +121,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON knows."""
-        told = asdict(self)
-        return told | {"totals": asdict(self.totals), "supported": self.supported}
+        return asdict(self) | {"totals": asdict(self.totals), "supported": self.supported}
 
     def as_json(self) -> str:
         """`as_dict` as text."""
@@ -129,9 +132,7 @@ class Explanation:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         flush = [str.rjust if column in NUMBERS else str.ljust for column in COLUMNS]
         table = [
-            "  ".join(
-                set_(cell, width) for set_, cell, width in zip(flush, line, widths, strict=True)
-            ).rstrip()
+            "  ".join(put(cell, width) for put, cell, width in zip(flush, line, widths, strict=True)).rstrip()
             for line in lines
         ]
         return "\n".join([*table, "", self.summary()])
@@ -145,7 +146,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.fate,
         f"{row.split}; {row.why}" if row.split else row.why,
         f"{row.parameters:,}" if row.parameters else "",
-        f"{row.macs:,}" if row.macs else "",
+        "unknown" if row.macs is None else f"{row.macs:,}" if row.macs else "",
         {None: "", True: "yes", False: "no"}[row.spiking],
     )
 
@@ -178,6 +179,7 @@ class _Walk:
         self.qann, self.method, self.rules = qann, method, rules
         self.signals = graph.signals(qann)
         self.folded = _folded(qann)
+        self.named = dict(qann.named_parameters(remove_duplicate=False))
         self.batch = next(graph.shape_of(n)[0] for n in qann.graph.nodes if graph.shape_of(n))
         self.spiking: set[Node] = set()  # nodes whose values are codes, or averages of codes
         self.weighed: set[Node] = set()  # nodes that a site, or an operator with MACs, has touched
@@ -193,27 +195,24 @@ class _Walk:
                 yield self._row(node)
 
     def _row(self, node: Node) -> Row:
-        parameters = set(self._parameters(node)) - self.counted
-        self.counted |= parameters
-        count = count_macs(self.qann, node)
-        macs = (count or 0) // self.batch
-        sources = [n for n in node.all_input_nodes if n in self.signals]
+        macs = count_macs(self.qann, node)
+        macs = None if macs is None else macs // self.batch
+        sources = self._sources(node)
         on_codes = all(n in self.spiking for n in sources)
-        is_site = graph.is_module(self.qann, node, (Quantizer,))
+        fate, why = self._fate(node, bool(macs), on_codes)
+        is_site = fate == "site"
         if is_site or (on_codes and _keeps_codes(self.qann, node)):
             self.spiking.add(node)
-        fate, why = self._fate(node, macs > 0, on_codes)
         if is_site or macs or any(n in self.weighed for n in sources):
             self.weighed.add(node)
-        module: Any = graph.module_of(self.qann, node) if node.op == "call_module" else None
-        if count is None and any(p.dim() > 1 for p in parameters) and module is not None:
-            why += "; its MACs are not known and count 0"
+        parameters = set(self._parameters(node)) - self.counted
+        self.counted |= parameters
         return Row(
             name=graph.operator_name(self.qann, node),
             kind=type(self.method).__name__ if is_site else self._kind(node),
             shape=_per_sample(graph.shape_of(node), self.batch),
             fate=fate,
-            split=_split(module) if is_site else "",
+            split=_split(graph.module_of(self.qann, node)) if is_site else "",
             why=why,
             parameters=0 if is_site else sum(p.numel() for p in parameters),
             macs=macs,
@@ -226,11 +225,8 @@ class _Walk:
         if graph.is_module(self.qann, node, (Quantizer,)):
             return "site", self._stands(node)
         if _key(kind, self.rules) not in self.rules:
-            spelled = _spelled(kind)
-            return (
-                "unsupported",
-                f"no rule: pass rules=RULES | {{{spelled}: Rule.STATIC}}, or Rule.LINEAR if affine",
-            )
+            key = _spelled(kind)
+            return "unsupported", f"no rule: pass rules=RULES | {{{key}: Rule.STATIC}}, LINEAR if affine"
         rule = self.rules[_key(kind, self.rules)]
         if refusal := _refusal(self.qann, node):
             return "unsupported", refusal
@@ -252,10 +248,15 @@ class _Walk:
     def _stands(self, node: Node) -> str:
         """What a site has taken the place of, or stands behind."""
         source = node.all_input_nodes[0]
-        if not graph.module_of(self.qann, node).site.rectified:  # pyright: ignore[reportAttributeAccessIssue]
-            return f"behind {self._kind(source)}"
-        behind_pool = graph.is_module(self.qann, source, graph.MAXPOOLS)
-        return "replaces ReLU" + (f", behind {self._kind(source)}" if behind_pool else "")
+        if graph.module_of(self.qann, node).site.rectified:  # pyright: ignore[reportAttributeAccessIssue]
+            behind_pool = graph.is_module(self.qann, source, graph.MAXPOOLS)
+            return "replaces ReLU" + (f", behind {self._kind(source)}" if behind_pool else "")
+        while moves_codes(self.qann, source) and len(read := self._sources(source)) == 1:
+            source = read[0]
+        return f"behind {self._kind(source)}"
+
+    def _sources(self, node: Node) -> list[Node]:
+        return [n for n in node.all_input_nodes if n in self.signals]
 
     def _kind(self, node: Node) -> str:
         kind = graph.kind_of(self.qann, node)
@@ -267,9 +268,7 @@ class _Walk:
         if node.op == "call_module":
             found += graph.module_of(self.qann, node).parameters()
         elif node.op == "get_attr":
-            found += [
-                p for name, p in self.qann.named_parameters(remove_duplicate=False) if name == node.target
-            ]
+            found += [self.named[str(node.target)]] if node.target in self.named else []
         return found
 
 
@@ -299,8 +298,8 @@ def _refusal(qann: Network, node: Node) -> str:
     return ""
 
 
-def _split(quantizer: Quantizer) -> str:
-    """The codes that calibration may choose from; asks the quantizer, which then holds a start of no meaning."""
+def _split(quantizer: Any) -> str:
+    """The codes that calibration may choose from; leaves the quantizer with a start that means nothing."""
     offered: list[tuple[int, int]] = []
 
     def choose(splits: list[tuple[int, int]]) -> Start:

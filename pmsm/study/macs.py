@@ -11,7 +11,8 @@ from torch import nn
 
 from pmsm import graph
 from pmsm.graph import Network, Node
-from pmsm.snn.convert import _key
+from pmsm.methods.base import Quantizer
+from pmsm.snn.convert import RULES, _key
 
 
 def _operand(node: Node, position: int, name: str) -> tuple[int, ...]:
@@ -21,9 +22,10 @@ def _operand(node: Node, position: int, name: str) -> tuple[int, ...]:
 
 def _fan(network: Network, node: Node) -> int:
     """Weights per first index: of one output, or of one input where the convolution is transposed."""
-    is_call = node.op != "call_module"
-    weight = _operand(node, 1, "weight") if is_call else graph.module_of(network, node).weight.shape  # pyright: ignore
-    return math.prod(weight[1:])  # pyright: ignore[reportArgumentType]
+    if node.op == "call_module":
+        module: Any = graph.module_of(network, node)
+        return math.prod(module.weight.shape[1:])
+    return math.prod(_operand(node, 1, "weight")[1:])
 
 
 def _gathered(network: Network, node: Node) -> int:
@@ -56,7 +58,7 @@ def _einsum(_: Network, node: Node) -> int:
 
 def _attention(_: Network, node: Node) -> int:
     """Each query with each key, and each weight with its value."""
-    (*heads, queries, width), (*_, keys, _) = _operand(node, 0, "query"), _operand(node, 1, "key")
+    (*heads, queries, width), keys = _operand(node, 0, "query"), _operand(node, 1, "key")[-2]
     return math.prod(heads) * queries * keys * (width + graph.shape_of(node)[-1])
 
 
@@ -78,10 +80,14 @@ MACS: dict[Any, Callable[[Network, Node], int]] = {
 def count_macs(network: Network, node: Node) -> int | None:
     """Multiply-accumulates of one operator of a traced network, for the whole example batch.
 
-    A kernel counts in full at the borders and a mask counts as if it were absent, as dense hardware runs them.
+    A kernel counts in full at the borders, and a mask as if it were absent: what dense hardware multiplies.
 
     Returns:
-        The count; None where `MACS` has no entry: the operator multiplies by no weights, or is not known.
+        The count, 0 for what multiplies nothing by weights or as a matrix; None for a kind of operator that
+        stands neither in `MACS` nor in `snn.convert.RULES`.
     """
-    count = MACS.get(_key(graph.kind_of(network, node), MACS))
-    return count(network, node) if count else None
+    kind = graph.kind_of(network, node)
+    count = MACS.get(_key(kind, MACS))
+    if count is not None:
+        return count(network, node)
+    return 0 if _key(kind, RULES) in RULES or graph.is_module(network, node, (Quantizer,)) else None

@@ -1,12 +1,24 @@
-"""torchvision as a zoo of networks, also where its compiled operators do not fit this build of torch."""
+"""Where networks come from: torchvision, timm, or a function of the user's, each by one name.
 
+torchvision works also where its compiled operators do not fit this build of torch.
+"""
+
+import difflib
+import importlib
+import inspect
 import sys
 import warnings
+from collections.abc import Iterable
+from operator import attrgetter
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import nn
 
 from pmsm.errors import import_extra
+
+SOURCES = "timm:<name>, torchvision:<name> or <module>:<function>"
 
 # The operators whose names torchvision needs merely to be imported; only detection calls them.
 SCHEMAS = (
@@ -47,3 +59,75 @@ def _declare_operators() -> None:
         _library = torch.library.Library("torchvision", "FRAGMENT")
         for schema in SCHEMAS:
             _library.define(schema)
+
+
+def build(source: str) -> nn.Module:
+    """A float network by its name, with random weights unless the user's function loads some.
+
+    Args:
+        source: "timm:vit_small_patch16_224", "torchvision:resnet18", or "package.module:name", where `name`
+            is an `nn.Module`, or a function or class that makes one without arguments.
+
+    Raises:
+        ValueError: no such source, module, name or network.
+        MissingExtraError: torchvision or timm is not installed.
+    """
+    place, colon, name = source.partition(":")
+    if not (place and colon and name):
+        raise ValueError(f"unknown network {source!r}. Write {SOURCES}.")
+    if place == "torchvision":
+        models = torchvision().models
+        _refuse_unknown(source, name, models.list_models())
+        return models.get_model(name, weights=None)
+    if place == "timm":
+        torchvision()  # timm imports it, and would fail where it does not fit
+        timm = import_extra("timm", "zoo")
+        _refuse_unknown(source, name.partition(".")[0], timm.list_models())
+        return timm.create_model(name, pretrained=False)
+    return _own(source, place, name)
+
+
+def input_shape(network: nn.Module) -> tuple[int, ...]:
+    """Shape of one sample, channels first: what timm says of its network, else 3 x 224 x 224."""
+    return tuple(getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224)))
+
+
+def _refuse_unknown(source: str, name: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f" Close names: {', '.join(near)}." if near else ""
+        raise ValueError(f"unknown network {source!r}: {source.partition(':')[0]} has no {name!r}.{hint}")
+
+
+def _own(source: str, place: str, name: str) -> nn.Module:
+    """The network that a name in a module of the user's is, or makes."""
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks a package of its own
+        raise ValueError(
+            f"unknown network {source!r}: no module {error.name!r} in the working directory or among the "
+            f"installed packages. Write {SOURCES}."
+        ) from None
+    try:
+        found: Any = attrgetter(name)(module)
+    except AttributeError:
+        raise ValueError(f"unknown network {source!r}: {place} has no {name!r}.") from None
+    network = found() if callable(found) and not isinstance(found, nn.Module) and _bare(found) else found
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{source!r} gives {type(network).__name__}, not an nn.Module. Name a network, or a function or "
+            f"class that makes one without arguments: def build(): return MyNet(classes=10)."
+        )
+    return network
+
+
+def _bare(function: Any) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
