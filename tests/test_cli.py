@@ -36,6 +36,7 @@ def test_help_lists_the_commands_and_loads_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
+    assert "explain" in done.stdout
 
 
 def test_the_demo_prints_the_proof_and_writes_its_files(finished):
@@ -126,3 +127,58 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
     assert done.returncode == 1
     assert "cannot write" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+OWN = """
+from torch import nn
+def good(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+def bad(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
+"""
+
+
+def explain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`pmsm explain` in a folder with a module `own`, not on the path: as the installed command runs."""
+    (folder / "own.py").write_text(OWN)
+    script = "import sys; sys.path.remove(''); from pmsm.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, "explain", *arguments],
+        cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_explain_prints_a_row_per_operator_and_the_sums(tmp_path):
+    done = explain(tmp_path, "own:good", "--shape", "1,8,8", "--levels", "5")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert [row.split()[:2] for row in rows[1:4]] == [["0", "Conv2d"], ["1", "PMSM"], ["2", "Conv2d"]]
+    assert "rectified 0..4; replaces ReLU" in rows[2]
+    assert rows[-1].startswith("Sequential with PMSM(levels=5")
+
+
+def test_explain_ends_with_status_1_and_all_rows_if_an_operator_has_no_rule(tmp_path):
+    done = explain(tmp_path, "own:bad", "--shape", "1,8,8", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert [row["fate"] for row in told["rows"]] == ["analog", "unsupported", "site", "linear"]
+    assert told["supported"] is False
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["own:good", "--shape", "1,8,x"],
+            "--shape needs whole numbers >= 1 with commas between, got '1,8,x'",
+        ),
+        (["own:good", "--shape", "3,8,8"], "refuses the example of shape (1, 3, 8, 8)"),
+        (["own:good", "--levels", "1"], "PMSM needs a whole number of levels >= 2, got 1"),
+        (["own:none"], "own has no 'none'"),
+        (["resnet18"], "unknown network 'resnet18'. Write timm:<name>"),
+    ],
+)
+def test_a_mistake_in_explain_ends_with_its_remedy_and_no_traceback(arguments, text, tmp_path):
+    done = explain(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr

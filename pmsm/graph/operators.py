@@ -47,7 +47,11 @@ MOVING_CALLS = {
     "narrow", torch.select, "select", torch.flip, "flip", torch.roll, "roll", "movedim", torch.swapaxes,
     "swapaxes", torch.unflatten, "unflatten", "expand_as", "view_as", torch.tile, "tile",
     torch.repeat_interleave, "repeat_interleave", "index_select", torch.index_select, torch.broadcast_to,
-    "split_with_sizes", torch.clone,
+    "split_with_sizes", torch.clone, "reshape_as", torch.ravel, "ravel", torch.moveaxis, "moveaxis",
+    torch.swapdims, "swapdims", torch.t, torch.adjoint, ".mH", torch.hstack, torch.vstack, torch.dstack,
+    torch.concat, torch.concatenate, torch.tensor_split, "tensor_split", torch.diagonal, "diagonal",
+    torch.rot90, "rot90", "unfold", F.pixel_shuffle, torch.pixel_shuffle, F.pixel_unshuffle,
+    torch.pixel_unshuffle, F.channel_shuffle, torch.channel_shuffle, F.unfold, "expand_copy",
 }  # fmt: skip
 """Functions and methods that only move values."""
 
@@ -69,17 +73,10 @@ WEIGHTED_CALLS = {
 """Functions that multiply their first argument by weights."""
 
 SIZE_CALLS = {
-    "size",
-    "dim",
-    "numel",
-    ".shape",
-    ".ndim",
-    ".dtype",
-    ".device",
-    ".is_cuda",
-    ".requires_grad",
-    len,
-}
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", ".shape",
+    ".ndim", ".dtype", ".device", ".layout", ".is_cuda", ".requires_grad", len, torch.numel,
+    torch.is_floating_point,
+}  # fmt: skip
 """Calls that read a shape; their result is no signal."""
 
 

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from pmsm.errors import TraceError
 from pmsm.graph.decompose import decompose
-from pmsm.graph.network import Network, Node, add_module, call_of, input_count, module_of
+from pmsm.graph.network import Network, Node, add_module, call_of, module_of
 from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, MOVING_CALLS, OUT_OF_PLACE
+from pmsm.graph.tracer import Tracer
 
 REWRITTEN = 1e-3
 """How far, relative to the largest output, a graph with written-out attention may differ from the network:
@@ -41,20 +42,14 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
         the
             network refuses, a graph that computes something else. The text names the line and the remedy.
     """
-    leaves = tuple(leaves)
     network = copy.deepcopy(network).eval()
-    tracer = _Tracer(leaves)
+    inputs = None if example is None else _inputs(example)
+    names = _input_names(network, inputs)
     try:
-        graph = tracer.trace(network, _settings(network, example))
-        _drop_settings(graph)
+        graph = _enter(Tracer(tuple(leaves), inputs), network, names)
     except Exception as error:
         raise TraceError(_untraceable(network, error)) from error
     traced = fx.GraphModule(network, graph, type(network).__name__)
-    if example is not None and input_count(traced) != len(_inputs(example)):
-        raise TraceError(
-            f"{type(network).__name__} takes {input_count(traced)} inputs, the example holds "
-            f"{len(_inputs(example))}. Pass a tensor for one input, a tuple of tensors for several."
-        )
     wanted = _output(network, example) if example is not None else None
     _undo_in_place(traced)
     rewritten = decompose(traced)
@@ -69,33 +64,40 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     return traced
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()):  # default: a pickled graph asks for it
-        super().__init__()
-        self.leaves = leaves
+def _input_names(network: nn.Module, inputs: tuple[Any, ...] | None) -> list[str]:
+    """The parameters of the forward pass that are inputs: as many as the example holds, or all without a
+    default. The others stay constants.
+    """
+    parameters = inspect.signature(network.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in positional if p.default is p.empty]
+    if inputs is None:
+        return needed
+    more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    if len(inputs) < len(needed) or (more is None and len(inputs) > len(positional)):
+        raise TraceError(
+            f"{type(network).__name__} takes {len(needed)} inputs, the example holds "
+            f"{len(inputs)}. Pass a tensor for one input, a tuple of tensors for several."
+        )
+    names = [p.name for p in positional][: len(inputs)]
+    return names + [f"{more}_{i}" for i in range(len(inputs) - len(names))]
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
+def _enter(tracer: Tracer, network: nn.Module, names: list[str]) -> fx.Graph:
+    """Trace a forward pass that takes the inputs and nothing else.
 
-def _settings(network: nn.Module, example: Any) -> dict[str, Any]:
-    """The arguments of the forward pass that the example leaves at their defaults: constants of the graph."""
-    given = len(_inputs(example)) if example is not None else 0
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = [p for p in inspect.signature(network.forward).parameters.values() if p.kind in kinds]
-    return {p.name: p.default for p in parameters[given:] if p.default is not inspect.Parameter.empty}
-
-
-def _drop_settings(graph: fx.Graph) -> None:
-    """Without the placeholders of the constants, and the comparisons that torch.fx makes with them."""
-    for node in [n for n in graph.nodes if n.op == "placeholder" and n.args]:
-        for check in [n for n in graph.nodes if n.op == "call_function" and n.target is torch._assert]:
-            compared = check.args[0]
-            if isinstance(compared, Node) and node in compared.all_input_nodes:
-                graph.erase_node(check)
-                graph.erase_node(compared)
-        if not node.users:
-            graph.erase_node(node)
+    torch.fx reads the number and names of the inputs off a function's code, so one of that very signature is
+    made; a decorated forward, or one with **kwargs, would mislead it.
+    """
+    given = ", ".join(names)
+    forward = eval(f"lambda self, {given}: self.forward({given})")
+    kind = type(network)
+    network.__class__ = type(kind.__name__, (kind,), {"_enter": forward, "__module__": kind.__module__})
+    tracer.traced_func_name = "_enter"
+    try:
+        return tracer.trace(network)
+    finally:
+        network.__class__ = kind
 
 
 def _untraceable(network: nn.Module, error: Exception) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pmsm.errors import CalibrationError, ConversionError
-from pmsm.methods.neuron import Neuron
+from pmsm.methods.neuron import Neuron, TrackingNeuron
 from pmsm.methods.rounding import quantize
 
 
@@ -77,7 +77,8 @@ class Quantizer(nn.Module):
     the float
     signal pass and shows it to the observer: that is how calibration sees the float network.
 
-    A subclass holds the parameters, and defines `scale`, `calibrate`, `set_start` and `neuron`.
+    A subclass holds the parameters, and defines `scale`, `calibrate`, `set_start` and
+    `_integrate_neuron`.
     """
 
     slack: ClassVar[float] = 0.5
@@ -105,8 +106,23 @@ class Quantizer(nn.Module):
         """Take `start` as step and bounds, and forget what training had learned of them."""
         raise NotImplementedError
 
-    def neuron(self, mode: str = "integrate") -> Neuron:
-        """The spiking neuron of this quantizer."""
+    def neuron(self, mode: str = "integrate", burst: int | None = None) -> Neuron:
+        """The spiking neuron of this quantizer.
+
+        Args:
+            mode: "integrate", a rate code that every method has its own neuron for; "tracking", a
+                differential code that settles on the codes of the quantizer, whatever the method.
+            burst: most spikes per step in tracking mode; default: enough to settle in one step.
+        """
+        if mode == "tracking":
+            return TrackingNeuron(self._threshold(), self.quant_min, self.quant_max, burst=burst)
+        if mode != "integrate" or burst is not None:
+            raise ValueError(
+                f"the modes are 'integrate' and 'tracking' (with burst), got {mode!r}, burst={burst}."
+            )
+        return self._integrate_neuron()
+
+    def _integrate_neuron(self) -> Neuron:
         raise NotImplementedError
 
     @property

@@ -41,12 +41,14 @@ class NeuronState:
         t: steps done in earlier calls.
         v: [N, ...], potential / threshold left after the last spikes; None before the first step.
         bound: [N, ...], the most negative (or, if -quant_min > quant_max, most positive) count still allowed.
+        sent: [N, ...], net spikes sent so far (tracking).
     """
 
     timesteps: int = 1
     t: int = 0
     v: Tensor | None = None
     bound: Tensor | None = None
+    sent: Tensor | None = None
 
 
 class Neuron(nn.Module):
@@ -206,6 +208,51 @@ class Neuron(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"
+
+
+class TrackingNeuron(Neuron):
+    """Differential neuron: its spikes tell changes, so that their sum follows the code of its input.
+
+    Each step: k = clip(count(U) - sent, -burst, burst); sent += k, with U the accumulated input / threshold.
+    Settled, `sent` is the code of the quantized network, and the neuron is silent. With
+    burst >= max(-quant_min, quant_max) that is so after one step; burst = 1 is the signed ternary neuron of
+    SpikeZIP-TF (ST-BIF; You et al., ICML 2024).
+
+    What travels between neurons is k; what `forward` takes and returns are the sums so far, threshold * sent,
+    which every layer behind would accumulate from k. Sums of rounded products would not be exact, products of
+    sums are: once all neurons have settled, the network computes bit for bit what its quantized network does.
+
+    Args:
+        burst: most spikes per step of either sign, at least 1; default: quant_max - quant_min, the largest change.
+    """
+
+    def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, burst: int | None = None):
+        super().__init__(threshold, quant_min, quant_max)
+        self.burst = quant_max - quant_min if burst is None else burst
+        if self.burst < 1:
+            raise ValueError(f"TrackingNeuron needs burst >= 1, got {burst}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, ...] accumulated input current (of one step or all) -> [N, ...] threshold * net spikes so
+        far.
+        """
+        state = self.state or NeuronState()
+        out = torch.empty_like(x)
+        x_steps, out_steps = (y.unflatten(0, (state.timesteps, -1)) for y in (x, out))
+        for t in range(state.timesteps):
+            spikes = count(x_steps[t] / self.threshold, self.quant_min, self.quant_max)
+            spikes = (spikes if state.sent is None else spikes.sub_(state.sent)).clamp_(
+                -self.burst, self.burst
+            )
+            state.sent = spikes.clone() if state.sent is None else state.sent + spikes
+            if self.probe is not None:
+                self.probe(spikes, state.t + t, 0)
+            torch.mul(state.sent, self.threshold, out=out_steps[t])
+        state.t += state.timesteps
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.quant_min}..{self.quant_max}, burst={self.burst}"
 
 
 def _row_blocks(first: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:

@@ -118,8 +118,6 @@ class PMSMQuantizer(Quantizer):
             self.rho.zero_()
         self._set_bounds(start.quant_min, start.quant_max)
 
-    def neuron(self, mode: str = "integrate") -> Neuron:
+    def _integrate_neuron(self) -> Neuron:
         """The neuron with threshold = scale; over several timesteps it bounds its running total."""
-        if mode != "integrate":
-            raise ValueError(f"PMSM has the mode 'integrate', got {mode!r}.")
         return Neuron(self._threshold(), self.quant_min, self.quant_max)

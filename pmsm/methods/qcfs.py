@@ -79,11 +79,9 @@ class QCFSQuantizer(Quantizer):
             self.clip_value.copy_(start.scale * (self.method.levels - 1))
         self._set_bounds(start.quant_min, start.quant_max)
 
-    def neuron(self, mode: str = "integrate") -> Neuron:
+    def _integrate_neuron(self) -> Neuron:
         """The IF neuron: threshold lambda, at most one spike per step, never negative.
 
         `count` rounds to the nearest, which is the published start of half a threshold.
         """
-        if mode != "integrate":
-            raise ValueError(f"QCFS has the mode 'integrate', got {mode!r}.")
         return Neuron(self._threshold() * (self.method.levels - 1), 0, 1, cancel=False)

@@ -1,7 +1,8 @@
 """ANN -> QANN: where the sites are, and a quantizer at each of them."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from pmsm.methods.base import Method, Quantizer, Site
 
 
 def quantize(
-    ann: nn.Module, method: Method, example: Any, *, leaves: Iterable[type[nn.Module]] = ()
+    ann: nn.Module,
+    method: Method,
+    example: Any,
+    *,
+    overrides: Mapping[str, Method] | None = None,
+    skip: Iterable[str] = (),
+    leaves: Iterable[type[nn.Module]] = (),
 ) -> Network:
     """A quantized copy of a float network: a trainable, not yet calibrated quantizer at every site.
 
@@ -28,17 +35,22 @@ def quantize(
         ann: float network; left untouched.
         method: algorithm and settings, e.g. `PMSM(levels=9)`.
         example: a tensor, or a tuple of tensors for several inputs; one batch, batch dimension first.
+        overrides: name pattern -> method of the sites it matches, e.g. {"blocks.*.attn.*": PMSM(levels=33)};
+            a later pattern wins.
+        skip: name patterns of sites to leave out: their signals stay float.
         leaves: module types to be kept as one opaque operator each.
 
     Raises:
         TraceError: the network cannot be written as a graph, or refuses the example.
-        QuantizationError: NaN or Inf among the weights, or no site.
+        QuantizationError: NaN or Inf among the weights, no site, or a pattern that matches no site.
     """
     _refuse_bad_weights(ann)
     qann = graph.trace(ann, example, leaves)
-    _place_at_activations(qann, method)
-    _move_behind_pools(qann, method)
-    _place_at_weighted_inputs(qann, method)
+    plan = _Plan(method, dict(overrides or {}), tuple(skip))
+    _place_at_activations(qann, plan)
+    _move_behind_pools(qann, plan)
+    _place_at_weighted_inputs(qann, plan)
+    plan.refuse_unmatched()
     if not any(True for _ in graph.modules(qann, Quantizer)):
         kinds = sorted(
             {getattr(k, "__name__", str(k)) for k in (graph.kind_of(qann, n) for n in qann.graph.nodes)}
@@ -49,6 +61,33 @@ def quantize(
             f"it, or name the module types that hide its layers from tracing otherwise than in leaves=."
         )
     return graph.finish(qann)
+
+
+class _Plan:
+    """Which method each site gets, by its name; remembers which patterns have matched."""
+
+    def __init__(self, method: Method, overrides: dict[str, Method], skip: tuple[str, ...]):
+        self.method, self.overrides, self.skip = method, overrides, skip
+        self.matched: set[str] = set()
+        self.seen: list[str] = []
+
+    def at(self, name: str) -> Method | None:
+        """The method for the site of that name; None where it is left out."""
+        self.seen.append(name)
+        fitting = [p for p in (*self.overrides, *self.skip) if fnmatchcase(name, p)]
+        self.matched.update(fitting)
+        if any(p in self.skip for p in fitting):
+            return None
+        return self.overrides[fitting[-1]] if fitting else self.method
+
+    def refuse_unmatched(self) -> None:
+        """A pattern without a site is a mistake."""
+        missing = [p for p in (*self.overrides, *self.skip) if p not in self.matched]
+        if missing:
+            raise QuantizationError(
+                f"no site matches {', '.join(map(repr, missing))}. The sites are "
+                f"{', '.join(dict.fromkeys(self.seen))}; '*' matches any text."
+            )
 
 
 def clipped(qann: Network) -> Network:
@@ -95,22 +134,20 @@ def _refuse_bad_weights(ann: nn.Module) -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _place_at_activations(qann: Network, method: Method) -> None:
-    """A quantizer in place of ReLU, behind any other activation; none where no weighted layer reads the
-    result.
-    """
+def _place_at_activations(qann: Network, plan: _Plan) -> None:
+    """A quantizer in place of ReLU, behind any other activation; none where nothing weighted reads it."""
     wanted = _read_by_weighted(qann) & graph.signals(qann)
     for node in list(qann.graph.nodes):
         if not graph.is_module(qann, node, graph.ACTIVATIONS) or node not in wanted:
             continue
-        if graph.is_module(qann, node, graph.RELU):
+        if not graph.is_module(qann, node, graph.RELU):
+            _insert(qann, plan, node, rectified=False)
+        elif method := plan.at(str(node.target)):
             site = _site(qann, node, str(node.target), rectified=True)
             qann.set_submodule(str(node.target), _quantizer(qann, method, site))
-        else:
-            _insert(qann, method, node, rectified=False)
 
 
-def _move_behind_pools(qann: Network, method: Method) -> None:
+def _move_behind_pools(qann: Network, plan: _Plan) -> None:
     """Let every MaxPool read what its quantizers would have read, and put one quantizer behind it."""
     for node in list(qann.graph.nodes):
         if not graph.is_module(qann, node, graph.MAXPOOLS):
@@ -128,7 +165,7 @@ def _move_behind_pools(qann: Network, method: Method) -> None:
             node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
         else:
             rectified = [False]
-        _insert(qann, method, node, rectified=all(rectified))
+        _insert(qann, plan, node, rectified=all(rectified))
 
 
 def _codes_into(qann: Network, pool: Node) -> tuple[set[Node], list[Node]]:
@@ -162,7 +199,7 @@ def _unplace(qann: Network, node: Node, *, keep_relu: bool) -> None:
         graph.remove(qann, node)
 
 
-def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
+def _place_at_weighted_inputs(qann: Network, plan: _Plan) -> None:
     """A quantizer wherever a layer or product would read something that is neither a code nor the input."""
     signals, coded, analog = graph.signals(qann), _coded(qann), _analog(qann)
     readers: dict[Node, list[Node]] = {}
@@ -171,7 +208,7 @@ def _place_at_weighted_inputs(qann: Network, method: Method) -> None:
             if source not in coded and source not in analog:
                 readers.setdefault(source, []).append(node)
     for source, nodes in readers.items():
-        _insert(qann, method, source, rectified=False, readers=nodes)
+        _insert(qann, plan, source, rectified=False, readers=nodes)
 
 
 def operands(network: Network, node: Node, signals: set[Node]) -> list[Node]:
@@ -253,11 +290,12 @@ def _quantizer(qann: Network, method: Method, site: Site) -> Quantizer:
 
 
 def _insert(
-    qann: Network, method: Method, node: Node, *, rectified: bool, readers: list[Node] | None = None
+    qann: Network, plan: _Plan, node: Node, *, rectified: bool, readers: list[Node] | None = None
 ) -> None:
-    name = f"{graph.operator_name(qann, node)}_site"
-    name = graph.free_name(qann, name)
-    new = graph.insert_after(
-        qann, node, name, _quantizer(qann, method, _site(qann, node, name, rectified=rectified)), readers
-    )
-    assert str(new.target) == name
+    """Put a quantizer behind `node`, unless the plan leaves it out."""
+    name = graph.free_name(qann, f"{graph.operator_name(qann, node)}_site")
+    if method := plan.at(name):
+        site = _site(qann, node, name, rectified=rectified)
+        graph.insert_after(qann, node, name, _quantizer(qann, method, site), readers)
+    elif rectified:  # the ReLU that the quantizer would have applied
+        graph.insert_after(qann, node, name, nn.ReLU(), readers)

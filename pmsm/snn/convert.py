@@ -4,7 +4,8 @@ over time.
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -52,14 +53,27 @@ DIVISIONS = {operator.truediv, torch.div, "div"}
 """Products that are not linear in their second operand."""
 
 
-def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = False) -> Network:
+def convert(
+    qann: Network,
+    *,
+    mode: str = "integrate",
+    burst: int | None = None,
+    rules: Mapping[Any, Any] = RULES,
+    skip: Iterable[str] = (),
+    fold: bool = False,
+) -> Network:
     """The spiking network of a calibrated or trained QANN; run it with `simulate`.
 
     At T=1 it computes what `qann` computes in evaluation mode, bit for bit, if the method is exact.
 
     Args:
         qann: calibrated quantized network; left untouched.
+        mode: "integrate": a rate code, the read-out is the mean over the steps and tends to the clipped float
+            network. "tracking": a differential code, the read-out is the sum of the spikes and settles on the
+            output of `qann`; after that nothing is sent.
+        burst: most spikes per neuron and step in tracking mode; default: enough to settle in one step.
         rules: how each operator runs over time; extend with `RULES | {MyLayer: Rule.LINEAR}`.
+        skip: name patterns of operators that run float, as static maps, without a rule of their own.
         fold: fold BatchNorm into the layers in front, for deployment; equal up to rounding only.
 
     Returns:
@@ -68,24 +82,38 @@ def convert(qann: Network, *, rules: Mapping[Any, Any] = RULES, fold: bool = Fal
     Raises:
         ConversionError: operators without a rule (all are listed), or a site without a positive step.
     """
-    _refuse_unknown(qann, rules)
+    _refuse_unknown(qann, rules, tuple(skip))
     snn = graph.fold_batchnorm(qann) if fold else copy.deepcopy(qann)
     snn.eval().requires_grad_(False)
+    snn.meta["mode"] = mode
     snn.meta["batch_first"] = graph.keeps_batch_first(snn)
     signals = graph.signals(snn)
-    for node in list(snn.graph.nodes):
-        if node not in signals or node.op in ("placeholder", "output"):
-            continue
+    for node in _operators(snn, signals):
         if graph.is_module(snn, node, (Quantizer,)):
             quantizer: Any = graph.module_of(snn, node)
-            snn.set_submodule(str(node.target), quantizer.neuron().requires_grad_(False))
+            snn.set_submodule(str(node.target), quantizer.neuron(mode, burst).requires_grad_(False))
             continue
-        rule = rules[_key(graph.kind_of(snn, node), rules)]
-        if rule is STATIC or (rule is PRODUCT and not _is_linear(node, signals)):
-            _make_static(snn, node, signals)
-        elif not isinstance(rule, Rule):
+        rule = rule_for(snn, node, signals, rules) or STATIC  # none: skipped by name
+        if not isinstance(rule, Rule):
             snn.set_submodule(str(node.target), rule(graph.module_of(snn, node)))
+        elif rule is STATIC and mode == "integrate":  # tracking: sums travel, f of the sums is what arrives
+            _make_static(snn, node, signals)
     return graph.finish(snn)
+
+
+def rule_for(
+    network: Network, node: Node, signals: set[Node], rules: Mapping[Any, Any] = RULES
+) -> Rule | Callable[[nn.Module], nn.Module] | None:
+    """How an operator runs over time: LINEAR, STATIC or a user's callable; None if nothing is known of it."""
+    rule = rules.get(_key(graph.kind_of(network, node), rules))
+    if rule is PRODUCT:
+        return LINEAR if _is_linear(node, signals) else STATIC
+    return rule
+
+
+def _operators(network: Network, signals: set[Node]) -> list[Node]:
+    """The calls that carry data of the sample."""
+    return [n for n in network.graph.nodes if n in signals and n.op not in ("placeholder", "output")]
 
 
 def _key(kind: Any, rules: Mapping[Any, Any]) -> Any:
@@ -120,28 +148,30 @@ def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
     node.op = "call_module"
 
 
-def _refuse_unknown(qann: Network, rules: Mapping[Any, Any]) -> None:
+def _refuse_unknown(qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ...]) -> None:
     unknown: dict[str, list[str]] = {}
+    names: list[str] = []
     signals = graph.signals(qann)
-    for node in qann.graph.nodes:
-        if (
-            node not in signals
-            or node.op in ("placeholder", "output")
-            or graph.is_module(qann, node, (Quantizer,))
-        ):
+    for node in _operators(qann, signals):
+        names.append(graph.operator_name(qann, node))
+        skipped = any(fnmatchcase(names[-1], pattern) for pattern in skip)
+        if skipped or graph.is_module(qann, node, (Quantizer,)):
             continue
-        kind = graph.kind_of(qann, node)
         if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
             _refuse_batch_statistics(qann, node)
-        if _key(kind, rules) not in rules:
-            unknown.setdefault(_spelled(kind), []).append(graph.operator_name(qann, node))
+        if rule_for(qann, node, signals, rules) is None:
+            unknown.setdefault(_spelled(graph.kind_of(qann, node)), []).append(names[-1])
+    missing = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
+    if missing:
+        raise ConversionError(f"skip matches no operator: {', '.join(map(repr, missing))}. See pmsm.explain.")
     if unknown:
         listed = "; ".join(f"{kind} at {', '.join(map(repr, names))}" for kind, names in unknown.items())
         first = next(iter(unknown))
         raise ConversionError(
             f"cannot convert, no rule in snn.convert.RULES for: {listed}. Say how each runs over time, for "
             f"example convert(qann, rules=RULES | {{{first}: Rule.STATIC}}): Rule.LINEAR if it is affine in "
-            f"its input, Rule.STATIC for any other map without memory."
+            f"its input, Rule.STATIC for any other map without memory. Or keep it float at its place, "
+            f"convert(qann, skip=[{unknown[first][0]!r}])."
         )
 
 

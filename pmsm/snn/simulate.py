@@ -92,7 +92,8 @@ def simulate(
     """
     inputs = tuple(x) if isinstance(x, tuple | list) else (x,)
     _check(snn, inputs, timesteps, record, schedule)
-    layers = snn.meta.get("batch_first", False) if schedule == "auto" else schedule == "layers"
+    one_pass = snn.meta["batch_first"] and snn.meta["mode"] == "integrate"
+    layers = one_pass if schedule == "auto" else schedule == "layers"
     run = _by_layers if layers and timesteps > 1 else _by_steps
     with torch.no_grad(), _opened(snn, timesteps, record, len(inputs[0])) as opened:
         outputs = run(snn, inputs, timesteps, opened)
@@ -110,8 +111,9 @@ def _by_steps(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_O
     outputs, total = [], None
     for t in range(1, timesteps + 1):
         y = _forward(snn, inputs)
-        total = y if total is None else pytree.tree_map(lambda a, b: a + b, total, y)
-        outputs.append(total if t == 1 else pytree.tree_map(lambda s, t=t: s / t, total))
+        adds = t > 1 and snn.meta["mode"] == "integrate"  # in tracking mode sums travel, the output is one
+        total = pytree.tree_map(lambda a, b: a + b, total, y) if adds else y
+        outputs.append(pytree.tree_map(lambda s, t=t: s / t, total) if adds else total)
     return pytree.tree_map(lambda *ys: torch.stack(ys), *outputs)
 
 
@@ -123,8 +125,14 @@ def _by_layers(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_
     for row in range(0, samples, rows):
         opened.start(timesteps)
         repeated = tuple(x[row : row + rows].repeat(timesteps, *[1] * (x.dim() - 1)) for x in inputs)
-        outputs.append(pytree.tree_map(lambda y: _means_so_far(y, timesteps), _forward(snn, repeated)))
+        read = _means_so_far if snn.meta["mode"] == "integrate" else _each_step
+        outputs.append(pytree.tree_map(lambda y, read=read: read(y, timesteps), _forward(snn, repeated)))
     return pytree.tree_map(lambda *ys: torch.cat(ys, 1), *outputs)
+
+
+def _each_step(y: Tensor, timesteps: int) -> Tensor:
+    """[T * N, ...] -> [T, N, ...]."""
+    return y.unflatten(0, (timesteps, -1))
 
 
 def _means_so_far(y: Tensor, timesteps: int) -> Tensor:

@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the rows; `uncounted` operators have unknown MACs, `spiking_share` (0 to 1) is of the known."""
+    """Sums; `uncounted` operators have unknown MACs, `spiking_share`, 0 to 1, is of the known."""
 
     operators: int
     sites: int
@@ -98,7 +98,7 @@ class Explanation:
     def summary(self) -> str:
         """The sums, in one sentence, and whether the network converts."""
         totals = self.totals
-        unknown = f" ({totals.uncounted} operators not counted)" if totals.uncounted else ""
+        unknown = f" (without {totals.uncounted} of unknown cost)" if totals.uncounted else ""
         verdict = "Everything converts." if self.supported else f"{totals.unsupported} unsupported."
         return (
             f"{self.network} with {self.method}: {totals.operators} operators, {totals.sites} of them sites; "
@@ -128,14 +128,12 @@ class Explanation:
         return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
-        lines = [COLUMNS, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        flush = [str.rjust if column in NUMBERS else str.ljust for column in COLUMNS]
-        table = [
-            "  ".join(put(cell, width) for put, cell, width in zip(flush, line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*table, "", self.summary()])
+        columns = []
+        for title, *cells in zip(COLUMNS, *map(_cells, self.rows), strict=True):
+            width = max(map(len, (title, *cells)))
+            columns.append([f"{cell:{'>' if title in NUMBERS else '<'}{width}}" for cell in (title, *cells)])
+        lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+        return "\n".join([*lines, "", self.summary()])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -182,7 +180,6 @@ class _Walk:
         self.named = dict(qann.named_parameters(remove_duplicate=False))
         self.batch = next(graph.shape_of(n)[0] for n in qann.graph.nodes if graph.shape_of(n))
         self.spiking: set[Node] = set()  # nodes whose values are codes, or averages of codes
-        self.weighed: set[Node] = set()  # nodes that a site, or an operator with MACs, has touched
         self.constants: dict[Node, list[nn.Parameter]] = {}  # what a node that is no signal is made of
         self.counted: set[nn.Parameter] = set()
 
@@ -197,14 +194,11 @@ class _Walk:
     def _row(self, node: Node) -> Row:
         macs = count_macs(self.qann, node)
         macs = None if macs is None else macs // self.batch
-        sources = self._sources(node)
-        on_codes = all(n in self.spiking for n in sources)
+        on_codes = self.signals.intersection(node.all_input_nodes) <= self.spiking
         fate, why = self._fate(node, bool(macs), on_codes)
         is_site = fate == "site"
-        if is_site or (on_codes and _keeps_codes(self.qann, node)):
+        if is_site or (on_codes and (moves_codes(self.qann, node) or self._averages(node))):
             self.spiking.add(node)
-        if is_site or macs or any(n in self.weighed for n in sources):
-            self.weighed.add(node)
         parameters = set(self._parameters(node)) - self.counted
         self.counted |= parameters
         return Row(
@@ -241,8 +235,7 @@ class _Walk:
         if moves_codes(self.qann, node):
             return "passes", "only moves values"
         if has_macs and not on_codes:
-            first = not any(n in self.weighed for n in node.all_input_nodes)
-            return "analog", f"reads {'the input' if first else 'values that are no codes'}: MACs, no spikes"
+            return "analog", "reads values that are no codes: MACs, no spikes"
         return "linear", "runs at every step"
 
     def _stands(self, node: Node) -> str:
@@ -251,12 +244,13 @@ class _Walk:
         if graph.module_of(self.qann, node).site.rectified:  # pyright: ignore[reportAttributeAccessIssue]
             behind_pool = graph.is_module(self.qann, source, graph.MAXPOOLS)
             return "replaces ReLU" + (f", behind {self._kind(source)}" if behind_pool else "")
-        while moves_codes(self.qann, source) and len(read := self._sources(source)) == 1:
-            source = read[0]
+        while moves_codes(self.qann, source) and len(read := self.signals & {*source.all_input_nodes}) == 1:
+            source = read.pop()
         return f"behind {self._kind(source)}"
 
-    def _sources(self, node: Node) -> list[Node]:
-        return [n for n in node.all_input_nodes if n in self.signals]
+    def _averages(self, node: Node) -> bool:
+        is_mean = node.op in ("call_function", "call_method") and node.target in graph.MEAN_CALLS
+        return is_mean or graph.is_module(self.qann, node, graph.AVGPOOLS)
 
     def _kind(self, node: Node) -> str:
         kind = graph.kind_of(self.qann, node)
@@ -270,15 +264,6 @@ class _Walk:
         elif node.op == "get_attr":
             found += [self.named[str(node.target)]] if node.target in self.named else []
         return found
-
-
-def _keeps_codes(qann: Network, node: Node) -> bool:
-    """Whether codes stay codes, or become averages of codes: linear, and joined with the weights behind."""
-    return (
-        moves_codes(qann, node)
-        or graph.is_module(qann, node, graph.AVGPOOLS)
-        or (node.op in ("call_function", "call_method") and node.target in graph.MEAN_CALLS)
-    )
 
 
 def _folded(qann: Network) -> set[Node]:
@@ -307,10 +292,9 @@ def _split(quantizer: Any) -> str:
         return Start(torch.ones(()), *splits[0])
 
     quantizer.calibrate(choose)
-    if len(offered) > 1:
-        return "signed, chosen at calibration"
-    polarity = "signed" if quantizer.quant_min else "rectified"
-    return f"{polarity} {quantizer.quant_min}..{quantizer.quant_max}"
+    bounds = f"{quantizer.quant_min}..{quantizer.quant_max}"
+    alone = f"signed {bounds}" if quantizer.quant_min else f"rectified {bounds}"
+    return alone if len(offered) < 2 else "signed, chosen at calibration"
 
 
 def _per_sample(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:

@@ -165,8 +165,8 @@ def test_a_clipping_value_of_qcfs_that_turned_negative_has_no_neuron():
 
 @over_methods
 def test_an_unknown_mode_is_refused(method):
-    with pytest.raises(ValueError, match=r"has the mode 'integrate', got 'tracking'"):
-        calibrated(method).neuron("tracking")
+    with pytest.raises(ValueError, match=r"the modes are 'integrate' and 'tracking'"):
+        calibrated(method).neuron("differential")
 
 
 def test_the_neuron_of_qcfs_is_binary_with_the_whole_clipping_value_as_threshold():

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -384,3 +385,34 @@ def test_a_quantized_network_can_be_copied_and_pickled():
     qann = calibrate(quantize(ann, PMSM(), X), X)
     for same in (copy.deepcopy(qann), pickle.loads(pickle.dumps(qann))):
         assert torch.equal(same(X), qann(X))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Sites by name
+# ----------------------------------------------------------------------------------------------------------
+
+
+def named() -> nn.Sequential:
+    parts = [("stem", nn.Conv2d(3, 4, 3)), ("stem_relu", nn.ReLU()), ("body", nn.Conv2d(4, 4, 3))]
+    parts += [("body_relu", nn.ReLU()), ("head", nn.Conv2d(4, 2, 1))]
+    return nn.Sequential(OrderedDict(parts))
+
+
+def test_a_pattern_gives_its_sites_another_method_and_the_last_one_wins():
+    overrides = {"*_relu": PMSM(levels=33), "body*": PMSM(levels=5)}
+    qann = calibrate(quantize(named(), PMSM(levels=9), X, overrides=overrides), X)
+    levels = {str(node.target): q.levels for node, q in graph.modules(qann, Quantizer)}
+    assert levels == {"stem_relu": 33, "body_relu": 5}
+
+
+def test_a_skipped_site_stays_float():
+    ann = named().eval()
+    qann = quantize(ann, PMSM(), X, skip=["stem*"])
+    assert list(sites(qann)) == ["body_relu"]
+    assert isinstance(qann.get_submodule("stem_relu"), nn.ReLU)
+
+
+@pytest.mark.parametrize("settings", [{"skip": ["nothing*"]}, {"overrides": {"nothing*": PMSM()}}])
+def test_a_pattern_that_matches_no_site_is_refused_with_the_list_of_sites(settings):
+    with pytest.raises(QuantizationError, match=r"no site matches 'nothing\*'.*stem_relu, body_relu"):
+        quantize(named(), PMSM(), X, **settings)

@@ -160,3 +160,12 @@ def test_folded_it_agrees_up_to_rounding(randomize):
     assert not any(graph.is_module(snn, node, graph.BATCHNORMS) for node in snn.graph.nodes)
     # In float64 no potential lies within 1e-12 of a tie: all codes agree, and the rest is rounding.
     torch.testing.assert_close(simulate(snn, x).output, qann(x).detach(), rtol=0, atol=1e-9)
+
+
+def test_an_operator_without_a_rule_may_be_kept_float_by_name():
+    ann, x = Tail(lambda net, h: torch.sin(h)), torch.randn(2, 3, 8, 8)
+    qann = calibrate(quantize(ann, PMSM(), x), x)
+    snn = convert(qann, skip=["sin*"])
+    assert torch.equal(snn(x), qann(x))
+    with pytest.raises(ConversionError, match="skip matches no operator: 'cos'"):
+        convert(qann, skip=["cos"])

@@ -1,0 +1,148 @@
+"""What the Python code of a network may learn of a traced value: its shape, and nothing of the data."""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pmsm.errors import TraceError
+from pmsm.graph.network import Node
+
+SAME = "the graph was traced for inputs of other sizes: the network decides by {} here. Trace it again."
+
+
+class Tracer(fx.Tracer):
+    """Traces one module per call, and answers questions of control flow that shapes decide.
+
+    The answers come from the example. They must not change with the batch size: each is asked again of a batch
+    of twice the size. The graph asserts every answer whenever it runs.
+
+    Args:
+        leaves: module types to be kept as one operator each.
+        inputs: the example; without it every question is refused.
+    """
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = (), inputs: tuple[Any, ...] | None = None):
+        super().__init__()  # with defaults: a pickled graph makes a tracer of its own
+        self.leaves, self.inputs = leaves, inputs
+        self.looking = False
+        self.examples: list[dict[Node, Any]] = []
+        self.asserted: set[Node] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        known = self._answer(obj.node)
+        return super().to_bool(obj) if known is None else bool(known[0])
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        length = self.length(obj)
+        return super().iter(obj) if length is None else iter([obj[i] for i in range(length)])
+
+    def length(self, obj: fx.Proxy) -> int | None:
+        """How many members a tuple or a tensor has; None where nobody can know."""
+        known = self._answer(self.create_node("call_function", len, (obj.node,), {}))
+        return None if known is None else known[0]
+
+    def number(self, obj: fx.Proxy) -> Any:
+        """The number that shapes make of a value."""
+        known = self._answer(obj.node)
+        if known is None:
+            raise TraceError("Python needs a number that depends on the data or on the batch size")
+        return known[0]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self.looking else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _answer(self, node: Node) -> tuple[Any] | None:
+        """The value of a node if it is a Python value that the data and the batch size leave alone."""
+        if self.inputs is None:
+            return None
+        self.looking = True
+        try:
+            one, two = (self._evaluate(node, example) for example in self._examples())
+        except Exception:  # whatever keeps shapes from being known: the question is refused as data-dependent
+            return None
+        finally:
+            self.looking = False
+        if isinstance(one, Tensor) or type(one) is not type(two) or one != two:
+            return None
+        self._assert_same(node, one)
+        return (one,)
+
+    def _examples(self) -> list[dict[Node, Any]]:
+        """Known values by node, for the example and for a batch of twice its size: sizes without data."""
+        if not self.examples:
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            given = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in self.inputs or ()]
+            with mode:
+                double = [torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in given]
+            nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+            self.examples = [dict(zip(nodes, batch, strict=True)) for batch in (given, double)]
+            self.mode = mode
+        return self.examples
+
+    def _evaluate(self, node: Node, known: dict[Node, Any]) -> Any:
+        needed, waiting = set(), [node]
+        while waiting:
+            new = waiting.pop()
+            if new not in known and new not in needed:
+                needed.add(new)
+                waiting += new.all_input_nodes
+        with self.mode, torch.no_grad():
+            for new in [n for n in self.graph.nodes if n in needed]:
+                known[new] = self._result(new, known)
+        return known[node]
+
+    def _result(self, node: Node, known: dict[Node, Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known[n])
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _assert_same(self, node: Node, value: Any) -> None:
+        """Let the graph check the answer whenever it runs."""
+        if node not in self.asserted and isinstance(value, bool | int | float | str):
+            self.asserted.add(node)
+            same = self.create_node("call_function", operator.eq, (node, value), {})
+            self.create_node("call_function", torch._assert, (same, SAME.format(node.name)), {})
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that may be asked for its length, or to be a number."""
+
+    tracer: Tracer
+
+    def __getattr__(self, k: str) -> "_Attribute":
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self)
+        return super().__len__() if length is None else length
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.number(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self))
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """An attribute of a traced value."""
