@@ -102,19 +102,21 @@ def explain(
     from pmsm.methods import PMSM
     from pmsm.study.explain import explain
 
+    torch.set_num_threads(1)  # a few forward passes; on a busy machine more threads take ten times as long
     method = PMSM(levels=levels)
     sizes = None if shape is None else _shape(shape)
     sys.path.insert(0, str(Path.cwd()))  # a module of the user's, as `python -m` finds it
     network = build(source)
     example = torch.randn(1, *(sizes or input_shape(network)))
     explanation = explain(network, example, method)
-    console = Console(highlight=False)
+    console, table = Console(highlight=False), explanation.table()
+    wanted = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if json:
         typer.echo(explanation.as_json())
-    elif console.is_terminal:
-        console.print(explanation.table())
+    elif console.is_terminal and wanted <= console.width:
+        console.print(table)
         console.print(explanation.summary())
-    else:
+    else:  # a file, or a window in which the table would break its words
         typer.echo(str(explanation))
     if not explanation.supported:
         raise typer.Exit(1)

@@ -23,26 +23,37 @@ def attention(
         raise TraceError("grouped-query attention (enable_gqa=True) has no written-out form here yet")
     factor = query.size(-1) ** -0.5 if scale is None else scale
     scores = torch.matmul(query * factor, key.transpose(-2, -1))
-    if is_causal:
-        ones = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(torch.logical_not(torch.tril(ones)), float("-inf"))
+    if is_causal is not False:
+        sizes = query.size(-2), key.size(-2), is_causal, query.device
+        scores = scores + query.tracer.create_proxy("call_function", causal_mask, sizes, {})
     if attn_mask is not None:
         scores = _mask(scores, attn_mask)
     return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout_p, training=dropout_p > 0), value)
 
 
-def _mask(scores: Any, mask: Any) -> Any:
-    """Add a float mask, or drop where a boolean one is False; which of the two is known at run time only."""
-    return scores + additive_mask(mask)
+def _mask(scores: Any, mask: Any, *, keep: bool = True) -> Any:
+    """Add a float mask, or drop where a boolean one is not `keep`; which it is, is known at run time only."""
+    return scores + mask.tracer.create_proxy("call_function", additive_mask, (mask, keep), {})
 
 
-def additive_mask(mask: torch.Tensor) -> torch.Tensor:
-    """A boolean mask (True: keep) as 0 and -inf; a float mask as it is."""
+def causal_mask(queries: int, keys: int, is_causal: bool, device: torch.device) -> torch.Tensor:
+    """[queries, keys]: each query sees the keys up to its own place, or all if not `is_causal`."""
+    keep = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return additive_mask(keep.tril() if is_causal else keep)
+
+
+def additive_mask(mask: torch.Tensor, keep: bool = True) -> torch.Tensor:
+    """A boolean mask (`keep`: stays) as 0 and a number so low that its softmax is 0; a float mask as it is.
+
+    Not -inf: over time a signal is summed and differenced, and differences of infinities are no numbers.
+    """
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_fill(mask != keep, torch.finfo(zeros.dtype).min / 2**32)
 
 
+fx.wrap("causal_mask")
 fx.wrap("additive_mask")
 
 
@@ -74,15 +85,11 @@ def multihead_attention(
     )
     scores = torch.matmul(q * (embed // heads) ** -0.5, k.transpose(-2, -1))
     if attn_mask is not None:  # here True means: leave out
-        scores = scores + additive_mask(torch.logical_not(attn_mask) if _is_bool(attn_mask) else attn_mask)
+        scores = _mask(scores, attn_mask, keep=False)
     share = torch.softmax(scores, -1)
     out = call("out_proj", torch.matmul(share, v).transpose(1, 2).flatten(2))
     out = out if module.batch_first else out.transpose(0, 1)
     return out, (share.mean(1) if average_attn_weights else share)
-
-
-def _is_bool(mask: Any) -> bool:
-    return getattr(getattr(mask, "node", None), "meta", {}).get("dtype", None) is torch.bool
 
 
 def _addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:

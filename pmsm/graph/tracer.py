@@ -25,6 +25,8 @@ class Tracer(fx.Tracer):
         inputs: the example; without it every question is refused.
     """
 
+    proxy_buffer_attributes = True  # a buffer may be indexed and expanded by traced sizes
+
     def __init__(self, leaves: tuple[type[nn.Module], ...] = (), inputs: tuple[Any, ...] | None = None):
         super().__init__()  # with defaults: a pickled graph makes a tracer of its own
         self.leaves, self.inputs = leaves, inputs
@@ -59,7 +61,10 @@ class Tracer(fx.Tracer):
         return known[0]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self.looking else super().call_module(m, forward, args, kwargs)
+        made_by_forward = m not in self.submodule_paths  # as in nn.ReLU()(x)
+        if self.looking or made_by_forward:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)

@@ -8,7 +8,6 @@ import numba
 import numpy as np
 
 TILE = 2048  # elements whose working state (a few float32 arrays) stays in the first-level cache
-LANES = 512  # partial sums of spikes that run side by side
 HALF = np.float32(0.5)
 
 _compile = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -82,38 +81,48 @@ def _gradients(grad, x, grad_x, sums, scale, low, high, slack, half_cell):
 
 @_compile
 def neuron_once(x, out, net, size, scale, low, high):
-    """A single timestep: `quantize_float32` per sample, x and out: [N, M], with the sums of k and |k|: [N]
-    int64.
-
-    The sums run in LANES float32 numbers each, exact while a lane stays below 2**24: M < 2**24 / |k| * LANES.
-    """
-    lanes, sizes = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    """A single timestep: `quantize_float32` per sample, x and out: [N, M], sums of k and |k|: [N] int64."""
+    codes = np.empty(TILE, np.float32)
     for n in range(x.shape[0]):
-        lanes[:] = np.float32(0.0)
-        sizes[:] = np.float32(0.0)
-        for start in range(0, x.shape[1], LANES):
-            stop = min(start + LANES, x.shape[1])
-            _count_lanes(x[n, start:stop], out[n, start:stop], lanes, sizes, scale, low, high)
-        net[n], size[n] = _total(lanes), _total(sizes)
+        total, absolute = 0, 0
+        for start in range(0, x.shape[1], TILE):
+            stop = min(start + TILE, x.shape[1])
+            tile = codes[: stop - start]
+            _codes(x[n, start:stop], tile, out[n, start:stop], scale, low, high)
+            whole = int(_sum(tile))
+            total += whole
+            absolute += whole if low >= 0 else int(_sum_of_sizes(tile))
+        net[n], size[n] = total, absolute
 
 
 @_compile
-def _total(lanes):
-    total = 0.0  # float64
-    for i in range(lanes.size):
-        total += lanes[i]
-    return int(total)
-
-
-@_compile
-def _count_lanes(x, out, lanes, sizes, scale, low, high):
+def _codes(x, codes, out, scale, low, high):
     for i in range(x.size):
         code = np.floor(x[i] / scale + HALF)
         code = high if code > high else code
         code = low if code < low else code
+        codes[i] = code
         out[i] = code * scale
-        lanes[i] += code
-        sizes[i] += abs(code)
+
+
+# Sums of whole numbers far below 2**24: exact in any order, so the compiler may choose one.
+_compile_sum = numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
+
+
+@_compile_sum
+def _sum(codes):
+    total = np.float32(0.0)
+    for i in range(codes.size):
+        total += codes[i]
+    return total
+
+
+@_compile_sum
+def _sum_of_sizes(codes):
+    total = np.float32(0.0)
+    for i in range(codes.size):
+        total += abs(codes[i])
+    return total
 
 
 @_compile

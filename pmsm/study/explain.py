@@ -15,7 +15,7 @@ from pmsm.graph import Network, Node
 from pmsm.methods import PMSM
 from pmsm.methods.base import Method, Quantizer, Start
 from pmsm.qann.quantize import moves_codes, quantize
-from pmsm.snn.convert import RULES, _is_linear, _key, _refuse_batch_statistics, _spelled
+from pmsm.snn.convert import RULES, _refuse_batch_statistics, _spelled, rule_for
 from pmsm.snn.temporal import Rule
 from pmsm.study.macs import count_macs
 
@@ -215,13 +215,12 @@ class _Walk:
 
     def _fate(self, node: Node, has_macs: bool, on_codes: bool) -> tuple[str, str]:
         """Fate and reason, by the predicates of `convert`."""
-        kind = graph.kind_of(self.qann, node)
+        name, rule = graph.operator_name(self.qann, node), rule_for(self.qann, node, self.signals, self.rules)
         if graph.is_module(self.qann, node, (Quantizer,)):
             return "site", self._stands(node)
-        if _key(kind, self.rules) not in self.rules:
-            key = _spelled(kind)
-            return "unsupported", f"no rule: pass rules=RULES | {{{key}: Rule.STATIC}}, LINEAR if affine"
-        rule = self.rules[_key(kind, self.rules)]
+        if rule is None:
+            key = _spelled(graph.kind_of(self.qann, node))
+            return "unsupported", f"no rule: rules=RULES | {{{key}: Rule.STATIC}}, or skip=[{name!r}]"
         if refusal := _refusal(self.qann, node):
             return "unsupported", refusal
         if node in self.folded:
@@ -230,8 +229,6 @@ class _Walk:
             return "replaced", "by what its rule makes of it"
         if rule is Rule.STATIC:
             return "static map", "not linear: runs on the mean of its inputs"
-        if rule is Rule.PRODUCT and not _is_linear(node, self.signals):
-            return "static map", "product of signals: runs on their means"
         if moves_codes(self.qann, node):
             return "passes", "only moves values"
         if has_macs and not on_codes:
