@@ -53,10 +53,6 @@ def additive_mask(mask: torch.Tensor, keep: bool = True) -> torch.Tensor:
     return zeros.masked_fill(mask != keep, torch.finfo(zeros.dtype).min / 2**32)
 
 
-fx.wrap("causal_mask")
-fx.wrap("additive_mask")
-
-
 def multihead_attention(
     module: nn.MultiheadAttention, parameter: Callable[[str], Any], call: Callable[..., Any],
     query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True,
@@ -134,6 +130,7 @@ def decompose(network: Network) -> bool:
                 result = parts(*args, **kwargs)
         for new in set(network.graph.nodes) - before:
             new.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+            new.meta["is_wrapped"] = new.target in (additive_mask, causal_mask)  # stay calls when unpickled
         _replace(network, node, result)
     return bool(found)
 

@@ -242,7 +242,7 @@ def _coded(qann: Network) -> set[Node]:
     for node in qann.graph.nodes:
         passes = (
             moves_codes(qann, node)
-            or graph.is_module(qann, node, (*graph.AVGPOOLS, *graph.MAXPOOLS))
+            or graph.is_module(qann, node, graph.AVGPOOLS)  # a MaxPool of codes has its own site by now
             or (node.op in ("call_function", "call_method") and node.target in graph.MEAN_CALLS)
         )
         if graph.is_module(qann, node, (Quantizer,)):

@@ -416,3 +416,10 @@ def test_a_skipped_site_stays_float():
 def test_a_pattern_that_matches_no_site_is_refused_with_the_list_of_sites(settings):
     with pytest.raises(QuantizationError, match=r"no site matches 'nothing\*'.*stem_relu, body_relu"):
         quantize(named(), PMSM(), X, **settings)
+
+
+def test_a_maximum_of_averages_is_no_code():
+    ann = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(3), nn.Conv2d(4, 2, 1)
+    ).eval()
+    assert list(sites(quantize(ann, PMSM(), X))) == ["1", "3_site"]
