@@ -14,16 +14,24 @@ from pmsm.graph import Network
 from pmsm.methods.base import Quantizer
 from pmsm.methods.neuron import Neuron
 
+TIE = 1e-3
+"""How near to a boundary, in steps, rounding of another kernel or of folded weights may decide the code."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One site: codes compared and codes that differ; `whole`: all are whole multiples of the threshold, in
-    bounds.
+    """One site.
+
+    Args:
+        codes, different: codes compared, and codes that differ.
+        ties: those that differ by one because the potential lies within `TIE` of the boundary of two codes.
+        whole: whether all signals are whole multiples of the threshold, in bounds.
     """
 
     name: str
     codes: int
     different: int
+    ties: int
     whole: bool
 
 
@@ -52,6 +60,11 @@ class Verification:
         return sum(layer.different for layer in self.layers)
 
     @property
+    def ties(self) -> int:
+        """Of the codes that differ, those that lie on the boundary of two codes."""
+        return sum(layer.ties for layer in self.layers)
+
+    @property
     def first(self) -> str | None:
         """The first layer that differs, or whose signal is not made of codes."""
         return next((layer.name for layer in self.layers if layer.different or not layer.whole), None)
@@ -62,9 +75,10 @@ class Verification:
         return self.first is None and self.max_difference == 0
 
     def __str__(self) -> str:
+        ties = f" ({self.ties:,} of them ties)" if self.different else ""
         return (
             f"T=1: max |SNN - QANN| = {self.max_difference:g}, {self.codes:,} codes compared, "
-            f"{self.different:,} differ"
+            f"{self.different:,} differ{ties}"
         )
 
 
@@ -104,7 +118,7 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
         raise VerificationError(
             f"not the same network: only one of the two has {', '.join(map(repr, missing))}."
         )
-    rows = {name: [0, 0, True] for name in sites}
+    rows = {name: [0, 0, 0, True] for name in sites}
     largest, samples = 0.0, 0
     qann.eval()
     try:
@@ -129,13 +143,13 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
 
 
 def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
-    """Output, and per site (codes int16, whether the signal is exactly the codes times the step)."""
+    """Output, and per site (codes int16, whether the signal is exactly codes times step, the signal in front)."""
     found: dict[str, Any] = {}
 
     def hook(name: str, step: Tensor):
         def record(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             codes = (out / step).round()
-            found[name] = codes.to(torch.int16), torch.equal(codes * step, out)
+            found[name] = codes.to(torch.int16), torch.equal(codes * step, out), args[0]
 
         return record
 
@@ -152,14 +166,17 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
             handle.remove()
 
 
-def _compare_layer(
-    row: list[Any], wanted: tuple[Tensor, bool], got: tuple[Tensor, bool], site: Quantizer
-) -> None:
+def _compare_layer(row: list[Any], wanted: tuple[Any, ...], got: tuple[Any, ...], site: Quantizer) -> None:
     codes, spikes = wanted[0], got[0]
+    differs = codes != spikes
     row[0] += codes.numel()
-    row[1] += int((codes != spikes).sum())
+    row[1] += int(differs.sum())
+    if bool(differs.any()):
+        u = (wanted[2] / site.scale())[differs]
+        near = (u - u.floor() - 0.5).abs() < TIE
+        row[2] += int((near & ((codes - spikes)[differs].abs() == 1)).sum())
     bounded = site.quant_min <= int(spikes.min()) and int(spikes.max()) <= site.quant_max
-    row[2] = row[2] and wanted[1] and got[1] and bounded
+    row[3] = row[3] and wanted[1] and got[1] and bounded
 
 
 def _distance(wanted: Any, got: Any) -> float:

@@ -9,7 +9,7 @@ from pmsm.ann.models import small_vgg
 from pmsm.errors import VerificationError
 from pmsm.graph import Network
 from pmsm.methods import PMSM, QCFS
-from pmsm.methods.base import Start
+from pmsm.methods.base import Quantizer, Start
 from pmsm.methods.neuron import Neuron
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
@@ -175,3 +175,22 @@ def test_nothing_to_compare_is_refused(batches):
     qann, _ = ties()
     with pytest.raises(VerificationError, match="there is nothing to compare"):
         verify(qann, convert(qann), batches)
+
+
+def test_a_tie_is_shown_as_a_tie():
+    # Potentials of exactly k + 1/2: a neuron that rounds half to even differs there, and nowhere else.
+    class Even(Neuron):
+        def forward(self, x):
+            return (x / self.threshold).round().clamp(self.quant_min, self.quant_max) * self.threshold
+
+    ann = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.tensor([[0.5, 1.5, 2.5, 0.25]])
+    qann = calibrate(quantize(ann, PMSM(levels=5), x), x)
+    site = next(module for module in qann.modules() if isinstance(module, Quantizer))
+    site.set_start(Start(torch.tensor(1.0), 0, 4))
+    snn = convert(qann)
+    neuron = next(module for module in snn.modules() if isinstance(module, Neuron))
+    neuron.__class__ = Even
+    report = compare(qann, snn, x)
+    assert (report.different, report.ties) == (2, 2)
+    assert "2 differ (2 of them ties)" in str(report)
