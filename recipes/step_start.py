@@ -1,7 +1,7 @@
 """Does the start of the step matter? QAT on Fashion-MNIST from steps x1/4 to x4 of the entropy rule's, PMSM
 and QCFS.
 
-Run: .venv/bin/python recipes/step_start.py FASHION_MNIST_FOLDER [--levels 9] [--seeds 1] [--images 60000]
+Run: .venv/bin/python recipes/step_start.py FASHION_MNIST_FOLDER [--levels 9] [--seeds 0 1] [--images 60000]
 Appends one line per run to results/step_start.jsonl. One float network per seed; every QAT run starts from
 its weights, with the budget of the demo. `published` is QCFS from its own start, lambda = 8.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--levels", type=int, default=9)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--float-epochs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=3)
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     train_set, test_set = data.load(options.directory)
     train_set = train_set.take(slice(0, options.images))
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         batches = Batches(train_set, 128, seed=seed, shuffle=True, drop_last=True)
         test = Batches(test_set, 250)
         torch.manual_seed(seed)

@@ -133,8 +133,8 @@ def tracking_table(runs: list[dict]) -> str:
 
 `recipes/tracking.py`: {first["network"]}, {first["weights"]} weights, one quantized network of
 {first["levels"]} levels, {first["images"]} CIFAR-10 test images; T is the first step from which on all
-read-outs are `torch.equal`. A burst limit of 1 is the signed ternary neuron (ST-BIF), written here; no limit is
-PMSM's neuron in tracking mode.
+read-outs are `torch.equal`. A burst limit of 1 is the signed ternary neuron (ST-BIF), written here; no limit
+is PMSM's neuron in tracking mode.
 
 {_markdown(["burst limit", "T", "spikes per neuron until silent"], table)}"""
 

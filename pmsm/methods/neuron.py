@@ -223,7 +223,7 @@ class TrackingNeuron(Neuron):
     sums are: once all neurons have settled, the network computes bit for bit what its quantized network does.
 
     Args:
-        burst: most spikes per step of either sign, at least 1; default: quant_max - quant_min, the largest change.
+        burst: most spikes per step of either sign, at least 1; default: quant_max - quant_min, any change.
     """
 
     def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, burst: int | None = None):

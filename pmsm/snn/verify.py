@@ -143,7 +143,7 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
 
 
 def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
-    """Output, and per site (codes int16, whether the signal is exactly codes times step, the signal in front)."""
+    """Output, and per site: codes (int16), whether the signal is exactly codes times step, what arrived."""
     found: dict[str, Any] = {}
 
     def hook(name: str, step: Tensor):
