@@ -1,7 +1,7 @@
 """What stands at an activation: the site, a method's settings, and its trainable quantizer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -56,7 +56,7 @@ class Chooser(Protocol):
     def __call__(self, splits: list[tuple[int, int]]) -> Start: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A conversion method: algorithm and settings in one; its type is the algorithm.
 
@@ -64,6 +64,11 @@ class Method:
     """
 
     exact: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        """As one would write it: what differs from the defaults, and the levels."""
+        shown = [f.name for f in fields(self) if f.name == "levels" or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def quantizer(self, site: Site = Site()) -> "Quantizer":
         """A new, uncalibrated quantizer for `site`."""

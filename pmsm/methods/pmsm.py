@@ -15,7 +15,7 @@ from pmsm.methods.neuron import Neuron
 SPLITS = ("entropy", "rectified", "leaky", "symmetric")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PMSM(Method):
     """Settings of Polarity Multi-Spike Mapping.
 

@@ -17,7 +17,7 @@ from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start
 from pmsm.methods.neuron import Neuron
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QCFS(Method):
     """Settings of QCFS with the IF neuron: `levels` - 1 steps between 0 and a learned clipping value lambda.
 

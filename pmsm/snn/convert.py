@@ -30,7 +30,7 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys(
         (*graph.ADDITIONS, operator.sub, torch.sub, "sub", operator.neg, torch.neg, "neg"), LINEAR
     ),
-    **dict.fromkeys((F.interpolate, "to", "float"), LINEAR),
+    **dict.fromkeys((F.interpolate, "to", "float", "type_as", nn.Fold, F.fold, torch.cumsum, "cumsum"), LINEAR),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), PRODUCT),
     **dict.fromkeys((*graph.MATRIX_PRODUCTS, *graph.WEIGHTED_CALLS), PRODUCT),
     **dict.fromkeys((torch.where, "where", torch.masked_fill, "masked_fill"), PRODUCT),
@@ -44,6 +44,12 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys(
         (torch.clamp, "clamp", torch.abs, "abs", torch.exp, "exp", torch.maximum, torch.minimum), STATIC
     ),
+    **dict.fromkeys(("clamp_min", "clamp_max", torch.clamp_min, torch.clamp_max, torch.log, "log"), STATIC),
+    **dict.fromkeys((torch.amax, "amax", torch.amin, "amin", torch.max, "max", torch.min, "min"), STATIC),
+    **dict.fromkeys((torch.var, "var", torch.std, "std", torch.norm, "norm"), STATIC),
+    **dict.fromkeys((torch.square, "square", torch.reciprocal, "reciprocal", torch.sin, torch.cos), STATIC),
+    **dict.fromkeys((torch.linalg.norm, torch.linalg.vector_norm, torch.erf, "erf"), STATIC),
+    **dict.fromkeys((torch.gather, "gather"), PRODUCT),
 }
 """Module type, function or method name -> how it runs over time; a callable makes the module that replaces
 it.

@@ -49,7 +49,7 @@ def test_the_text_of_a_small_network():
     7         Flatten            6      passes      only moves values
     8         Linear             2      linear      runs at every step                                       14     12  yes
 
-    Sequential with PMSM(levels=9, split='entropy', per_channel=False): 10 operators, 2 of them sites; 164 parameters; 7,308 MACs per sample, 5.4% of them on spikes. Everything converts.
+    Sequential with PMSM(levels=9): 10 operators, 2 of them sites; 164 parameters; 7,308 MACs per sample, 5.4% of them on spikes. Everything converts.
     """  # noqa: E501 -- a table, as it is printed
     assert str(explain(small(), X)) == textwrap.dedent(golden).strip()
 
@@ -175,10 +175,11 @@ def test_costs_are_per_sample_whatever_the_batch():
     assert [(row.shape, row.macs) for row in one] == [(row.shape, row.macs) for row in three]
 
 
-def test_maxima_of_averages_are_no_spikes():
+def test_a_maximum_of_averages_gets_a_site_so_that_the_layer_behind_reads_spikes():
     ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1))
-    last = explain(ann, torch.randn(2, 3, 10, 10)).rows[-1]
-    assert (last.fate, last.spiking) == ("analog", False)
+    *_, site, last = explain(ann, torch.randn(2, 3, 10, 10)).rows
+    assert (site.name, site.fate) == ("3_site", "site")
+    assert (last.fate, last.spiking) == ("linear", True)
 
 
 def test_all_of_a_residual_network_but_its_first_layer_reads_spikes():
