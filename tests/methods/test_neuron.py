@@ -1,8 +1,5 @@
 """The spiking neuron: equal to the quantizer at T=1, bounded and faithful over time, in steps or a scan."""
 
-from collections.abc import Iterator
-from importlib.util import find_spec
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +9,9 @@ from torch import Tensor
 from pmsm.methods import PMSM
 from pmsm.methods.base import Start
 from pmsm.methods.neuron import Neuron, NeuronState
-from pmsm.methods.rounding import kernels, quantize
+from pmsm.methods.rounding import quantize
+
+pytestmark = pytest.mark.usefixtures("form")
 
 SPLITS = [(0, 8), (-4, 4), (-2, 6), (-6, 2)]
 STEPS = 12
@@ -21,17 +20,6 @@ over_splits = pytest.mark.parametrize("split", SPLITS, ids=str)
 # Multiples of 1/64, steps that are powers of two: every potential is exact in float32, without tolerance.
 dyadic = st.lists(st.integers(-1024, 1024), min_size=1, max_size=8).map(lambda k: torch.tensor(k) / 64)
 power_of_two = st.integers(-3, 3).map(lambda k: torch.tensor(2.0**k))
-
-
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
-def form(request, monkeypatch) -> Iterator[str]:
-    """Every law holds for the compiled kernels and for the plain torch form, their reference."""
-    if request.param == "compiled" and find_spec("numba") is None:
-        pytest.skip("needs the extra fast")
-    monkeypatch.setenv("PMSM_KERNELS", {"compiled": "numba", "plain": "torch"}[request.param])
-    kernels.cache_clear()
-    yield request.param
-    kernels.cache_clear()
 
 
 def by_steps(neuron: Neuron, current: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """The rounding rule, its gradients, and that neither memory layout nor size can change a bit of it."""
 
-from collections.abc import Iterator
-from importlib.util import find_spec
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pmsm.methods.rounding import count, kernels, quantize
+from pmsm.methods.rounding import count, quantize
+
+pytestmark = pytest.mark.usefixtures("form")
 
 # Multiples of 1/64: sums and quotients by powers of two are exact in float32, so no tolerance is needed.
 dyadic = st.lists(st.integers(-1024, 1024), min_size=1, max_size=16).map(lambda k: torch.tensor(k) / 64)
@@ -21,17 +20,6 @@ SLACKS = pytest.mark.parametrize("slack", [0.5, 0.0], ids=["pmsm", "qcfs"])
 LAYOUTS = pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
 )
-
-
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
-def form(request, monkeypatch) -> Iterator[str]:
-    """Every law holds for the compiled kernels and for the plain torch form, their reference."""
-    if request.param == "compiled" and find_spec("numba") is None:
-        pytest.skip("needs the extra fast")
-    monkeypatch.setenv("PMSM_KERNELS", {"compiled": "numba", "plain": "torch"}[request.param])
-    kernels.cache_clear()
-    yield request.param
-    kernels.cache_clear()
 
 
 def quarters(*shape: int) -> Tensor:
