@@ -1,9 +1,10 @@
 """Which published architectures convert, and is each exact at T=1? Random weights, random statistics.
 
 Run: .venv/bin/python recipes/zoo.py [--full] [--only PATTERN]
-Without --full the networks are small: fewer pixels, and fewer blocks where the builder lets one say so. Writes
-one line per network to results/zoo.jsonl, in place of an older one of the same name and size; a network that
-does not convert stays, with the reason. Exactness does not depend on the weights; distances and times do.
+Without --full the networks are small: fewer pixels, and fewer blocks where the builder lets one say so.
+Writes one line per network to results/zoo.jsonl, in place of an older one of the same name and size; a
+network that does not convert stays, with the reason. Exactness does not depend on the weights; distances and
+times do.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 import pmsm
 from pmsm.ann.models.zoo import torchvision
+from pmsm.snn.verify import compare
 from pmsm.study.demo import environment
 from pmsm.study.explain import explain
 
@@ -47,17 +49,17 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "mobilevit_xs": (64, {}),
     "edgenext_xx_small": (32, {"depths": (1, 1, 2, 1)}),
     "davit_tiny": (32, {"depths": (1, 1, 1, 1)}),
-    "focalnet_tiny_srf": (32, {"depths": (1, 1, 1, 1)}),
+    "focalnet_tiny_srf": (32, {}),
     "efficientvit_m0": (224, {}),
     "efficientvit_b0": (32, {}),
     "twins_svt_small": (64, {"img_size": 64, "depths": (1, 1, 2, 1)}),
-    "volo_d1_224": (32, {"img_size": 32, "layers": (1, 1, 1, 1)}),
+    "volo_d1_224": (32, {"img_size": 32}),
     "eva02_tiny_patch14_224": (28, {"img_size": 28, "depth": 2}),
-    "mixer_s16_224": (32, {"img_size": 32, "num_blocks": 2}),
-    "resmlp_12_224": (32, {"img_size": 32, "num_blocks": 2}),
-    "gmlp_s16_224": (32, {"img_size": 32, "num_blocks": 2}),
-    "poolformer_s12": (32, {"layers": (1, 1, 1, 1)}),
-    "convmixer_768_32": (32, {"depth": 2}),
+    "mixer_s16_224": (32, {"img_size": 32}),
+    "resmlp_12_224": (32, {"img_size": 32}),
+    "gmlp_s16_224": (32, {"img_size": 32}),
+    "poolformer_s12": (32, {}),
+    "convmixer_768_32": (32, {}),
     "convnext_tiny": (32, {"depths": (1, 1, 1, 1)}),
     "convnextv2_atto": (32, {"depths": (1, 1, 1, 1)}),
     "resnet18": (32, {}),
@@ -85,7 +87,7 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any]]] = {
     "shufflenet_v2_x0_5": (32, {}),
     "googlenet": (32, {}),
     "inception_v3": (75, {}),
-    "densenet121": (32, {"block_config": (2, 2, 2, 2)}),
+    "densenet121": (32, {}),
     "efficientnet_b0": (32, {}),
     "regnet_y_400mf": (32, {}),
     "mnasnet0_5": (32, {}),
@@ -155,12 +157,14 @@ def measure(entry: Entry, full: bool) -> dict[str, Any]:
 
 def compared(qann: Any, snn: Any, x: Tensor) -> dict[str, Any]:
     """L0 at T=1, and the distance to the clipped float network over time."""
-    found = pmsm.compare(qann, snn, [x]) if hasattr(pmsm, "compare") else pmsm.verify(qann, snn, [x])
+    found = compare(qann, snn, [x])
     run = pmsm.simulate(snn, x, TIMESTEPS)
     with torch.no_grad():
         wanted = pytree.tree_leaves(pmsm.clipped(qann)(x))
     got = pytree.tree_leaves(run.outputs)
-    distances = [sum(float((a[t] - b).abs().mean()) for a, b in zip(got, wanted, strict=True)) for t in (0, -1)]
+    distances = [
+        sum(float((a[t] - b).abs().mean()) for a, b in zip(got, wanted, strict=True)) for t in (0, -1)
+    ]
     return {
         "sites": len(found.layers),
         "codes": found.codes,
@@ -182,7 +186,9 @@ def randomized(network: nn.Module) -> nn.Module:
             nn.init.uniform_(var, 0.5, 2.0)
         if "norm" in type(norm).__name__.lower():
             for name, parameter in norm.named_parameters(recurse=False):
-                nn.init.normal_(parameter, std=0.5) if name == "bias" else nn.init.uniform_(parameter, 0.5, 1.5)
+                nn.init.normal_(parameter, std=0.5) if name == "bias" else nn.init.uniform_(
+                    parameter, 0.5, 1.5
+                )
     return network.eval()
 
 
@@ -266,7 +272,9 @@ def _images(pixels: int) -> Tensor:
 def _entries() -> Iterable[Entry]:
     yield from (_timm(name, *small) for name, small in TIMM.items())
     yield from (_torchvision(name, *small) for name, small in TORCHVISION.items())
-    yield Entry("torchvision:resnet50_fpn", "torchvision", _pyramid, lambda _, full: _images(224 if full else 32))
+    yield Entry(
+        "torchvision:resnet50_fpn", "torchvision", _pyramid, lambda _, full: _images(224 if full else 32)
+    )
     yield from (_transformers(name, settings) for name, settings in TRANSFORMERS.items())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.proxy import GraphAppendingTracer
 
 from pmsm.errors import TraceError
 from pmsm.graph.network import Network, Node, module_of
@@ -120,10 +121,11 @@ def decompose(network: Network) -> bool:
     found = [node for node in network.graph.nodes if _parts(network, node) is not None]
     for node in found:
         before = set(network.graph.nodes)
-        parts = _parts(network, node)
+        parts: Any = _parts(network, node)
         with network.graph.inserting_before(node):
-            tracer = fx.proxy.GraphAppendingTracer(network.graph)
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, t=tracer: fx.Proxy(n, t))
+            tracer = GraphAppendingTracer(network.graph)
+            proxies: dict[Node, Any] = {n: fx.Proxy(n, tracer) for n in node.all_input_nodes}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), proxies.__getitem__)
             if node.op == "call_module":
                 result = parts(module_of(network, node), *_access(network, node, tracer), *args, **kwargs)
             else:

@@ -74,8 +74,8 @@ WEIGHTED_CALLS = {
 """Functions that multiply their first argument by weights."""
 
 SIZE_CALLS = {
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", ".shape",
-    ".ndim", ".dtype", ".device", ".layout", ".is_cuda", ".requires_grad", len, torch.numel,
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point",
+    ".shape", ".ndim", ".dtype", ".device", ".layout", ".is_cuda", ".requires_grad", len, torch.numel,
     torch.is_floating_point,
 }  # fmt: skip
 """Calls that read a shape; their result is no signal."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.proxy import Attribute
 
 from pmsm.errors import TraceError
 from pmsm.graph.network import Node
@@ -17,8 +18,8 @@ SAME = "the graph was traced for inputs of other sizes: the network decides by {
 class Tracer(fx.Tracer):
     """Traces one module per call, and answers questions of control flow that shapes decide.
 
-    The answers come from the example. They must not change with the batch size: each is asked again of a batch
-    of twice the size. The graph asserts every answer whenever it runs.
+    The answers come from the example. They must not change with the batch size: each is asked again of a
+    batch of twice the size. The graph asserts every answer whenever it runs.
 
     Args:
         leaves: module types to be kept as one operator each.
@@ -46,11 +47,13 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         length = self.length(obj)
-        return super().iter(obj) if length is None else iter([obj[i] for i in range(length)])
+        return super().iter(obj) if length is None else iter([obj[i] for i in range(length)])  # pyright: ignore
 
     def length(self, obj: fx.Proxy) -> int | None:
         """How many members a tuple or a tensor has; None where nobody can know."""
-        known = self._answer(self.create_node("call_function", len, (obj.node,), {}))
+        node = self.create_node("call_function", len, (obj.node,), {})
+        node.meta["is_wrapped"] = True  # stays a call when unpickled
+        known = self._answer(node)
         return None if known is None else known[0]
 
     def number(self, obj: fx.Proxy) -> Any:
@@ -61,7 +64,7 @@ class Tracer(fx.Tracer):
         return known[0]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        made_by_forward = m not in self.submodule_paths  # as in nn.ReLU()(x)
+        made_by_forward = m not in (self.submodule_paths or {})  # as in nn.ReLU()(x)
         if self.looking or made_by_forward:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -133,7 +136,7 @@ class _Proxy(fx.Proxy):
     tracer: Tracer
 
     def __getattr__(self, k: str) -> "_Attribute":
-        return _Attribute(self, k)
+        return _Attribute(self, k)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
         length = self.tracer.length(self)
@@ -149,5 +152,5 @@ class _Proxy(fx.Proxy):
         return float(self.tracer.number(self))
 
 
-class _Attribute(_Proxy, fx.proxy.Attribute):
+class _Attribute(_Proxy, Attribute):
     """An attribute of a traced value."""

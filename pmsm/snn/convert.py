@@ -30,7 +30,9 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys(
         (*graph.ADDITIONS, operator.sub, torch.sub, "sub", operator.neg, torch.neg, "neg"), LINEAR
     ),
-    **dict.fromkeys((F.interpolate, "to", "float", "type_as", nn.Fold, F.fold, torch.cumsum, "cumsum"), LINEAR),
+    **dict.fromkeys(
+        (F.interpolate, "to", "float", "type_as", nn.Fold, F.fold, torch.cumsum, "cumsum"), LINEAR
+    ),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), PRODUCT),
     **dict.fromkeys((*graph.MATRIX_PRODUCTS, *graph.WEIGHTED_CALLS), PRODUCT),
     **dict.fromkeys((torch.where, "where", torch.masked_fill, "masked_fill"), PRODUCT),
