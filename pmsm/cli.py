@@ -4,10 +4,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from pmsm.errors import SettingsError
 
 app = typer.Typer(
     help="Turn a trained PyTorch network into a spiking network that is exact at the first timestep.",
@@ -27,13 +30,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo(
-                "Stopped. Finished epochs are kept; the same command with --resume goes on from there.",
-                err=True,
-            )
+            resumes = "resume" in signature(function).parameters
+            kept = " Finished epochs are kept; the same command with --resume goes on from there."
+            typer.echo("Stopped." + kept * resumes, err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if type(error).__module__ != "pmsm.errors" and not isinstance(error, ValueError):
+            if type(error).__module__ != "pmsm.errors":  # ours, without importing torch for a mere --help
                 raise
             typer.echo(f"pmsm: {error}", err=True)
             raise typer.Exit(1) from None
@@ -126,7 +128,7 @@ def _shape(text: str) -> tuple[int, ...]:
     """ "3,32,32" as numbers."""
     sizes = text.replace(" ", "").split(",")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ValueError(
+        raise SettingsError(
             f"--shape needs whole numbers >= 1 with commas between, got {text!r}. Write 3,224,224."
         )
     return tuple(map(int, sizes))

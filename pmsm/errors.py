@@ -8,6 +8,10 @@ class PMSMError(Exception):
     """Base of all errors of this library; its text says what, where, why and the code that fixes it."""
 
 
+class SettingsError(PMSMError, ValueError):
+    """A setting is outside its range."""
+
+
 class TraceError(PMSMError):
     """The network cannot be written down as one graph of call sites."""
 

@@ -178,7 +178,13 @@ def compared(qann: Any, snn: Any, x: Tensor) -> dict[str, Any]:
 
 
 def randomized(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode, every normalization with weights and statistics as training gives."""
+    """The network in evaluation mode, every normalization with weights and statistics as training gives.
+
+    No weight stays at zero, as some start their heads: an output that is always 0 would prove nothing.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.05)
     for norm in network.modules():
         mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
         if isinstance(mean, Tensor) and isinstance(var, Tensor):
@@ -253,6 +259,7 @@ def _transformers(name: str, settings: dict[str, Any]) -> Entry:
     tokens = "vocab_size" in settings
 
     def build(full: bool) -> nn.Module:
+        torchvision()  # transformers imports it
         import transformers
 
         task = "ForSequenceClassification" if tokens else "ForImageClassification"

@@ -182,3 +182,9 @@ def test_a_mistake_in_explain_ends_with_its_remedy_and_no_traceback(arguments, t
     assert done.returncode == 1
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_resuming_with_other_levels_is_refused(finished):
+    done = pmsm("demo", "--epochs", "2", "--levels", "5", "--resume", "--out", str(finished[0]))
+    assert done.returncode == 1
+    assert "has codes 0..8 in the checkpoint" in done.stderr

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pmsm.errors import CalibrationError
 from pmsm.methods import PMSM
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
@@ -198,7 +199,12 @@ def test_a_random_network_is_exact_at_one_step_and_the_same_by_layers_and_by_ste
     torch.manual_seed(seed)
     ann.eval()
     x = torch.randn(4, 2, SIDE, SIDE)
-    qann = calibrate(quantize(ann, PMSM(levels=levels), x), [x])
+    qann = quantize(ann, PMSM(levels=levels), x)
+    try:
+        calibrate(qann, [x])
+    except CalibrationError as error:  # two equal branches, one minus the other
+        assume("no signal at all reaches" not in str(error))
+        raise
     snn = convert(qann)
     report = verify(qann, snn, [x])
     assert report.max_difference == 0

@@ -128,8 +128,7 @@ def _training(path: str | Path, header: dict[str, str]) -> dict:
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{str(path)!r} is a safetensors file, but no training checkpoint (format "
-            f"{header.get('format')!r}, not {FORMAT!r}). Pass the path that train(checkpoint=...) wrote; "
-            f"converted networks are read by pmsm.load."
+            f"{header.get('format')!r}, not {FORMAT!r}). Pass the path that train(checkpoint=...) wrote."
         )
     if header.get("format_version") != str(FORMAT_VERSION):
         raise CheckpointError(

@@ -8,6 +8,7 @@ from pmsm.graph.network import (
     Node,
     add_module,
     apply,
+    batches_of,
     call_of,
     channel_dim,
     finish,
@@ -23,6 +24,8 @@ from pmsm.graph.network import (
     modules,
     operator_name,
     remove,
+    require,
+    run,
     shape_of,
     signals,
 )
@@ -49,8 +52,8 @@ from pmsm.graph.trace import record_shapes, trace
 __all__ = [
     "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MATRIX_PRODUCTS",
     "MAXPOOLS", "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU",
-    "SIZE_CALLS", "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "call_of", "channel_dim", "finish",
-    "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after", "is_module",
-    "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes", "remove",
-    "shape_of", "signals", "trace",
+    "SIZE_CALLS", "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "batches_of", "call_of",
+    "channel_dim", "finish", "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after",
+    "is_module", "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes",
+    "remove", "require", "run", "shape_of", "signals", "trace",
 ]  # fmt: skip

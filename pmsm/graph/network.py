@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from pmsm.graph.operators import BATCHNORMS, CONVOLUTIONS, SIZE_CALLS, WEIGHTED
+from pmsm.errors import PMSMError
+from pmsm.graph.operators import BATCHNORMS, CONVOLUTIONS, MOVING_CALLS, SIZE_CALLS, WEIGHTED
 
 Network = fx.GraphModule
 Node = fx.Node
@@ -22,6 +24,60 @@ def input_count(network: Network) -> int:
 def inputs_of(network: Network, batch: Any) -> tuple[Any, ...]:
     """The inputs in a batch: the batch itself, or the first entries of an (input, ..., label) tuple."""
     return tuple(batch[: input_count(network)]) if isinstance(batch, tuple | list) else (batch,)
+
+
+def batches_of(network: Network, batches: Any) -> Iterator[tuple[Any, ...]]:
+    """The inputs of each batch: `batches` is one tensor, one (input, labels) pair, or an iterable of
+    either.
+    """
+    single = isinstance(batches, torch.Tensor) or (
+        isinstance(batches, tuple)
+        and len(batches) == 1 + input_count(network)
+        and isinstance(batches[-1], torch.Tensor)
+        and batches[-1].dim() == 1
+        and not batches[-1].is_floating_point()
+    )
+    for batch in [batches] if single else batches:
+        yield inputs_of(network, batch)
+
+
+def run(network: Network, inputs: tuple[Any, ...], refuse: type[PMSMError], where: str = "") -> Any:
+    """The output of the network.
+
+    Raises:
+        refuse: empty or non-finite inputs, or inputs that do not fit the network; the text names shape and
+            cause.
+    """
+    for x in inputs:
+        if isinstance(x, torch.Tensor) and (x.dim() == 0 or x.numel() == 0):
+            raise refuse(f"{where}is empty, shape {tuple(x.shape)}: leave empty batches out, x is [N, ...].")
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and not _finite(x):
+            raise refuse(
+                f"{where}holds {int((~torch.isfinite(x)).sum())} values that are NaN or Inf. Remove or "
+                f"repair those samples; torch.isfinite(x) finds them."
+            )
+    try:
+        return network(*inputs)
+    except PMSMError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as error:
+        shapes = ", ".join(str(tuple(x.shape)) if hasattr(x, "shape") else type(x).__name__ for x in inputs)
+        raise refuse(
+            f"{where}does not fit the network, which refuses inputs of shape {shapes}: {error}"
+        ) from error
+
+
+def _finite(x: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(x))
+
+
+def require(network: Any, verb: str, refuse: type[PMSMError]) -> None:
+    """Refuse what is no traced network."""
+    if not isinstance(network, fx.GraphModule):
+        raise refuse(
+            f"{verb} needs a network from pmsm.quantize or pmsm.convert, got {type(network).__name__}. Call "
+            f"qann = pmsm.quantize(ann, pmsm.PMSM(levels=9), example) first."
+        )
 
 
 def module_of(network: Network, node: Node) -> nn.Module:
@@ -95,22 +151,60 @@ def keeps_batch_first(network: Network) -> bool:
     return not any(_moves_first(node) for node in signals(network))
 
 
+_DIMENSION_AT: dict[Any, int] = {
+    **dict.fromkeys(
+        (torch.cat, torch.stack, torch.unbind, "unbind", torch.mean, "mean", torch.sum, "sum"), 1
+    ),
+    **dict.fromkeys((torch.unsqueeze, "unsqueeze", torch.squeeze, "squeeze", torch.flip, "flip"), 1),
+    **dict.fromkeys((torch.narrow, "narrow", torch.select, "select", torch.cumsum, "cumsum"), 1),
+    **dict.fromkeys((torch.unflatten, "unflatten", torch.index_select, "index_select"), 1),
+    **dict.fromkeys(
+        (torch.softmax, "softmax", torch.amax, "amax", torch.amin, "amin", torch.prod, "prod"), 1
+    ),
+    **dict.fromkeys((torch.chunk, "chunk", torch.split, "split", "split_with_sizes", torch.roll, "roll"), 2),
+    **dict.fromkeys((torch.repeat_interleave, "repeat_interleave"), 2),
+}
+"""Call -> position of the argument that says along which dimension it works; without it, along all or the
+first.
+"""
+
+_PAIRS = {torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.movedim, "movedim"}
+_KEEP = {
+    torch.flatten, "flatten", torch.reshape, "reshape", "view", "view_as", "contiguous", "detach", "clone",
+    torch.clone, "expand_as", "expand",
+}  # fmt: skip
+"""Calls that keep the order of the elements in memory: dimension 0 stays the slowest."""
+
+
 def _moves_first(node: Node) -> bool:
-    """Whether a call moves, splits or joins dimension 0 of its signal; in doubt, it does."""
-    call = call_of(node) if node.op in ("call_function", "call_method") else None
-    settings = [*node.args[1:], *node.kwargs.values()]
-    if call in (torch.cat, torch.stack, torch.chunk, torch.split, "chunk", "split", torch.unbind, "unbind"):
-        position = {torch.cat: 1, torch.stack: 1, torch.unbind: 1, "unbind": 1}.get(call, 2)
-        return bool(node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0) == 0)
+    """Whether a call moves, splits, joins or mixes dimension 0 of its signal; in doubt, it does."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    call, rank = call_of(node), len(shape_of(node.all_input_nodes[0]))
+    if call in _DIMENSION_AT:
+        at = _DIMENSION_AT[call]
+        given = node.args[at] if len(node.args) > at else None
+        return _touches_first(
+            node.kwargs.get("dim", node.kwargs.get("dims", given)), rank or len(shape_of(node))
+        )
+    if call in _PAIRS:
+        return _touches_first([*node.args[1:], *node.kwargs.values()], rank)
     if call in (torch.permute, "permute"):
-        first = settings[0][0] if settings and isinstance(settings[0], tuple | list) else (settings or [1])[0]
-        return bool(first != 0)
-    if call in (torch.transpose, "transpose", torch.movedim, torch.unsqueeze, "unsqueeze"):
-        return any(dim == 0 or not isinstance(dim, int) or dim <= -len(shape_of(node)) for dim in settings)
-    if call is operator.getitem and shape_of(node.all_input_nodes[0]):
+        order = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+        return not order or bool(order[0] != 0)
+    if call is operator.getitem and rank:
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         return index[0] is not Ellipsis and bool(index[0] != slice(None))
-    return call in (".T", ".mT", "t", torch.squeeze, "squeeze")
+    if call is torch.einsum:
+        operands, _, result = str(node.args[0]).replace(" ", "").partition("->")
+        return any(not result or result[0] != letters[0] for letters in operands.split(","))
+    return call in MOVING_CALLS - _KEEP - {operator.getitem, ".mT"} or (call == ".mT" and rank < 3)
+
+
+def _touches_first(dims: Any, rank: int) -> bool:
+    """Whether dimension 0 is among `dims`, or may be."""
+    listed = pytree.tree_leaves(dims)
+    return not listed or any(not isinstance(d, int) or d == 0 or d <= -rank for d in listed)
 
 
 def operator_name(network: Network, node: Node) -> str:

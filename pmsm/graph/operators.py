@@ -94,7 +94,7 @@ def _plain(kind: type[nn.Module]) -> Callable[..., nn.Module]:
 
 def _dropout(kind: type[nn.Module]) -> Callable[..., nn.Module]:
     def build(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
-        return kind(p) if training else nn.Identity()
+        return kind(p)  # also where training is False: it is self.training, read while tracing in evaluation
 
     return build
 

@@ -185,7 +185,7 @@ def _undo_in_place(network: Network) -> None:
         elif node.target not in FUNCTIONAL:
             raise TraceError(
                 f"cannot trace the in-place call {node.target!r} ({node.name!r}): it has no out-of-place "
-                f"form in graph.OUT_OF_PLACE. Write it out of place, y = x.op() instead of x.op_()."
+                f"form in pmsm.graph.operators.OUT_OF_PLACE. Write it out of place, y = x.op()."
             )
         overwritten = node.kwargs["input"] if "input" in node.kwargs else node.args[0]
         if _shares_memory(overwritten):
@@ -236,7 +236,7 @@ def _functions_to_modules(network: Network) -> None:
         if fx.map_arg((args, kwargs), lambda n: n) and _mentions_node((args, kwargs)):
             continue  # settings that are computed: no module can hold them, conversion will name the call
         try:
-            module = builder(*args, **kwargs)
+            module = builder(*args, **kwargs).eval()
         except TypeError:
             continue
         with network.graph.inserting_before(node):

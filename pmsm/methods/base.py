@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from pmsm.errors import CalibrationError, ConversionError
+from pmsm.errors import CalibrationError, CheckpointError, ConversionError, SettingsError
 from pmsm.methods.neuron import Neuron, TrackingNeuron
 from pmsm.methods.rounding import quantize
 
@@ -54,6 +54,24 @@ class Chooser(Protocol):
     """How calibration finds a step: given the candidate (quant_min, quant_max), the best one and its step."""
 
     def __call__(self, splits: list[tuple[int, int]]) -> Start: ...
+
+
+MAX_LEVELS = 2**15
+"""Counts must fit into 16 bits with sign."""
+
+
+def check_levels(levels: object, method: str) -> None:
+    """Refuse what is no number of codes.
+
+    Raises:
+        SettingsError: not a whole number from 2 to `MAX_LEVELS`.
+    """
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+        raise SettingsError(
+            f"{method} needs a whole number of levels >= 2, got {levels!r}. Write {method}(levels=9)."
+        )
+    if levels > MAX_LEVELS:
+        raise SettingsError(f"{method} takes at most {MAX_LEVELS} levels, got {levels}.")
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,9 +138,9 @@ class Quantizer(nn.Module):
             burst: most spikes per step in tracking mode; default: enough to settle in one step.
         """
         if mode == "tracking":
-            return TrackingNeuron(self._threshold(), self.quant_min, self.quant_max, burst=burst)
+            return TrackingNeuron(self.threshold(), self.quant_min, self.quant_max, burst=burst)
         if mode != "integrate" or burst is not None:
-            raise ValueError(
+            raise SettingsError(
                 f"the modes are 'integrate' and 'tracking' (with burst), got {mode!r}, burst={burst}."
             )
         return self._integrate_neuron()
@@ -162,8 +180,18 @@ class Quantizer(nn.Module):
         self.observer(rectified if self.sees_rectified else x)
         return rectified
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def fits(self, quant_min: int, quant_max: int) -> bool:
+        """Whether the method, as it is set, could have chosen these bounds."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        bounds = state_dict.get(f"{prefix}bounds")
+        if bounds is not None and bool(bounds.any()) and not self.fits(*bounds.tolist()):
+            raise CheckpointError(
+                f"site {self.site.name!r} has codes {bounds[0]}..{bounds[1]} in the checkpoint, which {self} "
+                f"does not use. Quantize with the method that the checkpoint was made with, or start anew."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._read_bounds()
 
     def _set_bounds(self, quant_min: int, quant_max: int) -> None:
@@ -173,13 +201,19 @@ class Quantizer(nn.Module):
     def _read_bounds(self) -> None:
         self.quant_min, self.quant_max = self.bounds.tolist()
 
-    def _threshold(self) -> Tensor:
+    def threshold(self) -> Tensor:
+        """The step as the threshold of a neuron: detached, positive, activation units.
+
+        Raises:
+            ConversionError: not calibrated, or a step that is not positive and finite.
+        """
         threshold = self.scale().detach().clone()
-        if not self.calibrated or not bool((threshold > 0).all()):
+        if not self.calibrated or not bool(((threshold > 0) & threshold.isfinite()).all()):
             raise ConversionError(
-                f"site {self.site.name!r} has no positive step (smallest: {threshold.min().item():.4g}, "
-                f"bounds {self.quant_min}..{self.quant_max}). Calibrate first, pmsm.calibrate(qann, "
-                f"batches); a learned step that turned negative needs a smaller learning rate."
+                f"site {self.site.name!r} has no positive step (smallest: "
+                f"{threshold.min().item():.4g}, bounds {self.quant_min}..{self.quant_max}). Calibrate first, "
+                f"pmsm.calibrate(qann, batches); a learned step that turned negative needs a smaller "
+                f"learning rate."
             )
         return threshold
 

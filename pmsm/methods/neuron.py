@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pmsm.errors import SettingsError
 from pmsm.methods.rounding import BLOCK, count, flat_arrays, kernels, quantize
 
 
@@ -229,9 +230,10 @@ class TrackingNeuron(Neuron):
     def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, burst: int | None = None):
         super().__init__(threshold, quant_min, quant_max)
         self.burst = quant_max - quant_min if burst is None else burst
-        if self.burst < 1:
-            raise ValueError(f"TrackingNeuron needs burst >= 1, got {burst}.")
+        if type(self.burst) is not int or self.burst < 1:
+            raise SettingsError(f"TrackingNeuron needs a whole number burst >= 1, got {burst!r}.")
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """[N, ...] accumulated input current (of one step or all) -> [N, ...] threshold * net spikes so
         far.

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start
+from pmsm.errors import SettingsError
+from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start, check_levels
 from pmsm.methods.neuron import Neuron
 
 SPLITS = ("entropy", "rectified", "leaky", "symmetric")
@@ -31,7 +32,7 @@ class PMSM(Method):
         per_channel: one step for each channel instead of one for the site.
 
     Raises:
-        ValueError: levels < 2, an unknown split, or a pair that is not quant_min <= 0 < quant_max.
+        SettingsError: levels < 2, an unknown split, or a pair that is not quant_min <= 0 < quant_max.
     """
 
     levels: int = 9
@@ -39,19 +40,20 @@ class PMSM(Method):
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(
-                f"PMSM needs a whole number of levels >= 2, got {self.levels!r}. Write PMSM(levels=9)."
-            )
+        check_levels(self.levels, "PMSM")
         if isinstance(self.split, str):
             if self.split not in SPLITS:
-                raise ValueError(f"PMSM needs split in {SPLITS} or a pair, got {self.split!r}.")
+                raise SettingsError(f"PMSM needs split in {SPLITS} or a pair, got {self.split!r}.")
             return
+        if not isinstance(self.split, tuple) or [type(bound) for bound in self.split] != [int, int]:
+            raise SettingsError(
+                f"PMSM needs split in {SPLITS} or a pair of whole numbers, got {self.split!r}."
+            )
         quant_min, quant_max = self.split
         if not quant_min <= 0 < quant_max:
-            raise ValueError(f"PMSM needs quant_min <= 0 < quant_max, got {quant_min} and {quant_max}.")
+            raise SettingsError(f"PMSM needs quant_min <= 0 < quant_max, got {quant_min} and {quant_max}.")
         if quant_max - quant_min + 1 != self.levels:
-            raise ValueError(
+            raise SettingsError(
                 f"PMSM needs quant_max - quant_min + 1 == levels, got {quant_min}..{quant_max} and "
                 f"{self.levels} levels. Write PMSM(levels={quant_max - quant_min + 1}, split=({quant_min}, "
                 f"{quant_max}))."
@@ -101,7 +103,9 @@ class PMSMQuantizer(Quantizer):
     @property
     def sees_rectified(self) -> bool:
         """Whether negative values are dropped before they are coded."""
-        return self.site.rectified and self.method.split in ("entropy", "rectified")
+        split = self.method.split
+        without_negative = split in ("entropy", "rectified") if isinstance(split, str) else split[0] == 0
+        return self.site.rectified and without_negative
 
     def scale(self) -> Tensor:
         """The step, positive, in activation units."""
@@ -110,6 +114,10 @@ class PMSMQuantizer(Quantizer):
     def calibrate(self, choose: Chooser) -> None:
         """Set step and bounds to the best that `choose` finds among the splits of the method."""
         self.set_start(choose(self.method.splits(self.sees_rectified)))
+
+    def fits(self, quant_min: int, quant_max: int) -> bool:
+        """Whether the split is one of the method's."""
+        return (quant_min, quant_max) in self.method.splits(self.sees_rectified)
 
     def set_start(self, start: Start) -> None:
         """Take `start` as step and bounds, and forget what training had learned of them."""
@@ -120,4 +128,4 @@ class PMSMQuantizer(Quantizer):
 
     def _integrate_neuron(self) -> Neuron:
         """The neuron with threshold = scale; over several timesteps it bounds its running total."""
-        return Neuron(self._threshold(), self.quant_min, self.quant_max)
+        return Neuron(self.threshold(), self.quant_min, self.quant_max)

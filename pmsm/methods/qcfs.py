@@ -7,13 +7,15 @@ ICLR 2022, equations 14 and 17: a = lambda * clip(floor(z L / lambda + 1/2) / L,
 = lambda / 2.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start
+from pmsm.errors import SettingsError
+from pmsm.methods.base import Chooser, Method, Quantizer, Site, Start, check_levels
 from pmsm.methods.neuron import Neuron
 
 
@@ -27,7 +29,7 @@ class QCFS(Method):
             calibration.
 
     Raises:
-        ValueError: levels < 2, or start neither a positive number nor "entropy".
+        SettingsError: levels < 2, or start neither a positive number nor "entropy".
     """
 
     levels: int = 9
@@ -35,12 +37,11 @@ class QCFS(Method):
     exact: ClassVar[bool] = False  # binary spikes cannot say L levels in one timestep
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(
-                f"QCFS needs a whole number of levels >= 2, got {self.levels!r}. Write QCFS(levels=9)."
-            )
-        if self.start != "entropy" and not (isinstance(self.start, int | float) and self.start > 0):
-            raise ValueError(f"QCFS needs start > 0 or 'entropy', got {self.start!r}.")
+        check_levels(self.levels, "QCFS")
+        if self.start != "entropy" and not (
+            isinstance(self.start, int | float) and 0 < self.start < math.inf
+        ):
+            raise SettingsError(f"QCFS needs start > 0 or 'entropy', got {self.start!r}.")
 
     def quantizer(self, site: Site = Site()) -> "QCFSQuantizer":  # noqa: B008 -- Site is frozen
         """A new, uncalibrated quantizer for `site`."""
@@ -73,6 +74,10 @@ class QCFSQuantizer(Quantizer):
         else:
             self.set_start(Start(torch.tensor(self.method.start / top), 0, top))
 
+    def fits(self, quant_min: int, quant_max: int) -> bool:
+        """Whether these are the codes 0 to L."""
+        return (quant_min, quant_max) == (0, self.method.levels - 1)
+
     def set_start(self, start: Start) -> None:
         """Take `start` as step and bounds."""
         with torch.no_grad():
@@ -84,4 +89,4 @@ class QCFSQuantizer(Quantizer):
 
         `count` rounds to the nearest, which is the published start of half a threshold.
         """
-        return Neuron(self._threshold() * (self.method.levels - 1), 0, 1, cancel=False)
+        return Neuron(self.threshold() * (self.method.levels - 1), 0, 1, cancel=False)

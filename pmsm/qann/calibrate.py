@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pmsm import graph
-from pmsm.errors import CalibrationError
+from pmsm.errors import CalibrationError, SettingsError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.qann import entropy
@@ -33,12 +33,13 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
     Raises:
         CalibrationError: no batches, NaN or Inf, a site without any signal, or no batches and a site without
         BatchNorm.
-        ValueError: unknown rule.
+        SettingsError: unknown rule.
     """
     if rule not in entropy.RULES:
-        raise ValueError(
+        raise SettingsError(
             f"calibrate needs a rule out of {', '.join(map(repr, entropy.RULES))}, got {rule!r}."
         )
+    graph.require(qann, "calibrate", CalibrationError)
     qann.eval()
     found = _implied(qann) if batches is None else _observed(qann, batches)
     _refuse_silent(found)
@@ -66,20 +67,21 @@ def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer,
     seen = 0
     try:
         with torch.no_grad():
-            for batch in [batches] if isinstance(batches, Tensor) else batches:
-                inputs = graph.inputs_of(qann, batch)
-                _refuse_bad_batch(inputs, seen)
-                qann(*inputs)
+            for inputs in graph.batches_of(qann, batches):
+                graph.run(qann, inputs, CalibrationError, f"batch {seen} ")
                 seen += 1
     finally:
         for quantizer in histograms:
             quantizer.observer = None
+    _refuse_none(seen, "to calibrate on", "calibrate")
+    return {quantizer: histogram.finish() for quantizer, histogram in histograms.items()}
+
+
+def _refuse_none(seen: int, purpose: str, verb: str) -> None:
     if seen == 0:
         raise CalibrationError(
-            "there is no batch to calibrate on. Pass at least one: pmsm.calibrate(qann, [x]) with x a batch "
-            "of inputs."
+            f"there is no batch {purpose}. Pass at least one: pmsm.{verb}(qann, [x]) with x a batch."
         )
-    return {quantizer: histogram.finish() for quantizer, histogram in histograms.items()}
 
 
 def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
@@ -97,27 +99,17 @@ def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
     return observe
 
 
-def _refuse_bad_batch(inputs: tuple[Any, ...], number: int) -> None:
-    for x in inputs:
-        if isinstance(x, Tensor) and x.numel() == 0:
-            raise CalibrationError(
-                f"batch {number} is empty, shape {tuple(x.shape)}. Leave empty batches out."
-            )
-        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x)).sum())
-            raise CalibrationError(
-                f"batch {number} holds {bad} values that are NaN or Inf. Remove or repair those samples; "
-                f"torch.isfinite(x) finds them."
-            )
-
-
 def _refuse_silent(found: dict[Quantizer, entropy.Distribution]) -> None:
     silent = [q.site.name for q, distribution in found.items() if not bool((distribution.rms > 0).any())]
     if silent:
-        raise CalibrationError(
-            f"no signal at all reaches {', '.join(map(repr, silent))}: every value is zero. Calibrate on "
-            f"data that the network was made for, or remove the dead layer in front of it."
-        )
+        raise _silent(silent)
+
+
+def _silent(names: list[str]) -> CalibrationError:
+    return CalibrationError(
+        f"no signal at all reaches {', '.join(map(repr, names))}: every value is zero. Calibrate on data "
+        f"that the network was made for, or remove the dead layer in front of it."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -151,6 +143,8 @@ def _implied(qann: Network) -> dict[Quantizer, entropy.Distribution]:
         if graph.is_module(qann, node, (Quantizer,)) and node.all_input_nodes[0] in known:
             quantizer: Any = graph.module_of(qann, node)
             mean, variance = known[node.all_input_nodes[0]].per_channel(quantizer.site.channel_dim)
+            if not bool((mean.abs() + variance).any()):
+                raise _silent([quantizer.site.name])
             single = quantizer.scale().numel() == 1
             found[quantizer] = _gaussian(mean, variance, rectified=quantizer.sees_rectified, mixture=single)
     missing = [q.site.name for _, q in graph.modules(qann, Quantizer) if q not in found]
@@ -174,6 +168,8 @@ def _moments(qann: Network, node: Node, known: dict[Node, _Moments]) -> _Moments
     if not inputs or len(inputs) < len(node.all_input_nodes):
         return None
     if node.op == "call_function" and node.target in graph.ADDITIONS:
+        if len(inputs) != len(node.args) or node.kwargs:  # a constant, a signal added to itself, a factor
+            return None
         return _Moments(sum(i.mean for i in inputs), sum(i.variance for i in inputs))  # pyright: ignore
     if graph.is_module(qann, node, (Quantizer, *graph.RELU)):
         module: Any = graph.module_of(qann, node)
@@ -215,7 +211,9 @@ class Kept:
 
     Args:
         site: its name.
+        shape: shape of its signal, one sample.
         scale: the step (mean over channels), activation units.
+        quant_min, quant_max: its most negative and most positive code.
         histogram: code -> share of the values that got it.
         entropy_bits: entropy of the code, at most log2(levels).
         effective_bits: 1/2 log2(variance / MSE) of the value against its code.
@@ -238,18 +236,22 @@ def kept(qann: Network, batches: Iterable[Any] | Tensor) -> list[Kept]:
     are in it.
 
     Raises:
-        CalibrationError: a site has no step yet.
+        CalibrationError: a site has no step yet, no batch, or a batch that does not fit.
     """
+    graph.require(qann, "kept", CalibrationError)
     meters = {quantizer: _Meter(quantizer) for _, quantizer in graph.modules(qann, Quantizer)}
     handles = [quantizer.register_forward_hook(meter) for quantizer, meter in meters.items()]
     qann.eval()
+    seen = 0
     try:
         with torch.no_grad():
-            for batch in [batches] if isinstance(batches, Tensor) else batches:
-                qann(*graph.inputs_of(qann, batch))
+            for inputs in graph.batches_of(qann, batches):
+                graph.run(qann, inputs, CalibrationError, f"batch {seen} ")
+                seen += 1
     finally:
         for handle in handles:
             handle.remove()
+    _refuse_none(seen, "to count codes on", "kept")
     return [meter.read() for meter in meters.values()]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmsm import graph
-from pmsm.errors import QuantizationError
+from pmsm.errors import PMSMError, QuantizationError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Method, Quantizer, Site
 
@@ -44,7 +44,8 @@ def quantize(
         TraceError: the network cannot be written as a graph, or refuses the example.
         QuantizationError: NaN or Inf among the weights, no site, or a pattern that matches no site.
     """
-    _refuse_bad_weights(ann)
+    _refuse_bad_arguments(ann, method, example)
+    refuse_bad_weights(ann, QuantizationError)
     qann = graph.trace(ann, example, leaves)
     plan = _Plan(method, dict(overrides or {}), tuple(skip))
     _place_at_activations(qann, plan)
@@ -95,6 +96,7 @@ def clipped(qann: Network) -> Network:
 
     At each site x -> min(max(x, quant_min * scale), quant_max * scale).
     """
+    graph.require(qann, "clipped", QuantizationError)
     limit = copy.deepcopy(qann).eval()
     for node, quantizer in list(graph.modules(limit, Quantizer)):
         limit.set_submodule(str(node.target), Clip(quantizer))
@@ -106,8 +108,9 @@ class Clip(nn.Module):
 
     def __init__(self, quantizer: Quantizer):
         super().__init__()
-        self.register_buffer("low", quantizer.scale().detach() * quantizer.quant_min)
-        self.register_buffer("high", quantizer.scale().detach() * quantizer.quant_max)
+        threshold = quantizer.threshold()
+        self.register_buffer("low", threshold * quantizer.quant_min)
+        self.register_buffer("high", threshold * quantizer.quant_max)
         self.low: Tensor
         self.high: Tensor
 
@@ -116,14 +119,35 @@ class Clip(nn.Module):
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
 
-def _refuse_bad_weights(ann: nn.Module) -> None:
+def _refuse_bad_arguments(ann: Any, method: Any, example: Any) -> None:
+    if not isinstance(method, Method):
+        raise QuantizationError(f"quantize needs a method such as pmsm.PMSM(levels=9), got {method!r}.")
+    if not isinstance(ann, nn.Module) or any(isinstance(module, Quantizer) for module in ann.modules()):
+        raise QuantizationError(
+            f"quantize needs a float network, got {type(ann).__name__}, which is none or is quantized "
+            f"already. Pass the nn.Module that was trained."
+        )
+    tensors = [
+        x for x in (example if isinstance(example, tuple | list) else [example]) if isinstance(x, Tensor)
+    ]
+    if not tensors or any(x.numel() == 0 for x in tensors):
+        raise QuantizationError(
+            "quantize needs an example: one real batch, or a tuple of inputs, batch dimension first, not "
+            "empty."
+        )
+
+
+def refuse_bad_weights(ann: nn.Module, refuse: type[PMSMError]) -> None:
+    """Refuse a network with NaN or Inf among its parameters and buffers; `start` of an uncalibrated site is
+    none.
+    """
     bad = [
         name
         for name, tensor in (*ann.named_parameters(), *ann.named_buffers())
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if bad:
-        raise QuantizationError(
+        raise refuse(
             f"{type(ann).__name__} holds NaN or Inf in {', '.join(bad)}. Load sound weights, or train again "
             f"with a smaller learning rate."
         )
@@ -152,6 +176,11 @@ def _move_behind_pools(qann: Network, plan: _Plan) -> None:
     for node in list(qann.graph.nodes):
         if not graph.is_module(qann, node, graph.MAXPOOLS):
             continue
+        if getattr(graph.module_of(qann, node), "return_indices", False):
+            raise QuantizationError(
+                f"{str(node.target)!r} returns indices, which spikes cannot carry. Use return_indices=False, "
+                f"or keep the module around it as one operator, leaves=[ThatModule]."
+            )
         region, sources = _codes_into(qann, node)
         if not sources:
             continue
@@ -160,9 +189,9 @@ def _move_behind_pools(qann: Network, plan: _Plan) -> None:
         if closed:
             for source in sources:
                 _unplace(qann, source, keep_relu=not all(rectified))
-        elif node.args[0] in sources:  # other readers keep their quantizer
-            rectified = [graph.module_of(qann, node.args[0]).site.rectified]  # pyright: ignore
-            node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
+        elif (source := node.all_input_nodes[0]) in sources:  # other readers keep their quantizer
+            rectified = [graph.module_of(qann, source).site.rectified]  # pyright: ignore
+            node.replace_input_with(source, source.all_input_nodes[0])
         else:
             rectified = [False]
         _insert(qann, plan, node, rectified=all(rectified))

@@ -17,7 +17,8 @@ from pmsm import graph
 from pmsm.errors import ConversionError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
-from pmsm.snn.temporal import Method, Rule, Static
+from pmsm.qann.quantize import refuse_bad_weights
+from pmsm.snn.temporal import Rule, Static, TensorMethod
 
 LINEAR, STATIC, PRODUCT = Rule.LINEAR, Rule.STATIC, Rule.PRODUCT
 
@@ -85,21 +86,24 @@ def convert(
         fold: fold BatchNorm into the layers in front, for deployment; equal up to rounding only.
 
     Returns:
-        A graph module without trainable parameters. Called directly, it runs one timestep.
+        A graph module; called directly, it runs one timestep. Its weights keep their requires_grad: torch
+        chooses kernels by it, and equality bit for bit wants the same kernels.
 
     Raises:
         ConversionError: operators without a rule (all are listed), or a site without a positive step.
     """
+    graph.require(qann, "convert", ConversionError)
+    refuse_bad_weights(qann, ConversionError)
     _refuse_unknown(qann, rules, tuple(skip))
     snn = graph.fold_batchnorm(qann) if fold else copy.deepcopy(qann)
-    snn.eval().requires_grad_(False)
+    snn.eval()
     snn.meta["mode"] = mode
     snn.meta["batch_first"] = graph.keeps_batch_first(snn)
     signals = graph.signals(snn)
     for node in _operators(snn, signals):
         if graph.is_module(snn, node, (Quantizer,)):
             quantizer: Any = graph.module_of(snn, node)
-            snn.set_submodule(str(node.target), quantizer.neuron(mode, burst).requires_grad_(False))
+            snn.set_submodule(str(node.target), quantizer.neuron(mode, burst))
             continue
         rule = rule_for(snn, node, signals, rules) or STATIC  # none: skipped by name
         if not isinstance(rule, Rule):
@@ -146,7 +150,7 @@ def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
     if node.op == "call_module":
         operator_: Any = graph.module_of(snn, node)
     else:
-        operator_ = Method(str(node.target)) if node.op == "call_method" else node.target
+        operator_ = TensorMethod(str(node.target)) if node.op == "call_method" else node.target
     name = graph.operator_name(snn, node)
     shared = node.op == "call_module" and sum(n.target == node.target for n in snn.graph.nodes) > 1
     if node.op == "call_module" and not shared:
@@ -168,7 +172,7 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ..
         if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
             _refuse_batch_statistics(qann, node)
         if rule_for(qann, node, signals, rules) is None:
-            unknown.setdefault(_spelled(graph.kind_of(qann, node)), []).append(names[-1])
+            unknown.setdefault(spelled(graph.kind_of(qann, node)), []).append(names[-1])
     missing = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
     if missing:
         raise ConversionError(f"skip matches no operator: {', '.join(map(repr, missing))}. See pmsm.explain.")
@@ -196,7 +200,7 @@ def _refuse_batch_statistics(qann: Network, node: Node) -> None:
         )
 
 
-def _spelled(kind: Any) -> str:
+def spelled(kind: Any) -> str:
     """As the user would write it as a key of `rules`."""
     if isinstance(kind, str):
         return repr(kind)

@@ -1,6 +1,6 @@
 """Run an SNN over T timesteps: state is opened and closed here, and nowhere else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,9 +112,9 @@ def _by_steps(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_O
     for t in range(1, timesteps + 1):
         y = _forward(snn, inputs)
         adds = t > 1 and snn.meta["mode"] == "integrate"  # in tracking mode sums travel, the output is one
-        total = pytree.tree_map(lambda a, b: a + b, total, y) if adds else y
-        outputs.append(pytree.tree_map(lambda s, t=t: s / t, total) if adds else total)
-    return pytree.tree_map(lambda *ys: torch.stack(ys), *outputs)
+        total = _each(lambda a, b: a + b, total, y) if adds else y
+        outputs.append(_each(lambda s, t=t: s / t, total) if adds else total)
+    return _each(lambda *ys: torch.stack(ys), *outputs)
 
 
 def _by_layers(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_Opened") -> Any:
@@ -126,8 +126,8 @@ def _by_layers(snn: Network, inputs: tuple[Any, ...], timesteps: int, opened: "_
         opened.start(timesteps)
         repeated = tuple(x[row : row + rows].repeat(timesteps, *[1] * (x.dim() - 1)) for x in inputs)
         read = _means_so_far if snn.meta["mode"] == "integrate" else _each_step
-        outputs.append(pytree.tree_map(lambda y, read=read: read(y, timesteps), _forward(snn, repeated)))
-    return pytree.tree_map(lambda *ys: torch.cat(ys, 1), *outputs)
+        outputs.append(_each(lambda y, read=read: read(y, timesteps), _forward(snn, repeated)))
+    return _each(lambda *ys: torch.cat(ys, 1), *outputs)
 
 
 def _each_step(y: Tensor, timesteps: int) -> Tensor:
@@ -148,28 +148,31 @@ def _check(snn: Network, inputs: tuple[Any, ...], timesteps: int, record: str | 
         raise SimulationError(f"simulate needs record 'spikes', 'counts' or None, got {record!r}.")
     if schedule not in ("auto", "layers", "steps"):
         raise SimulationError(f"simulate needs schedule 'auto', 'layers' or 'steps', got {schedule!r}.")
-    if not hasattr(snn, "graph") or any(True for _ in graph.modules(snn, Quantizer)):
+    spiking = isinstance(snn, Network) and "mode" in snn.meta
+    if not spiking or any(True for _ in graph.modules(snn, Quantizer)):
         raise SimulationError(
             f"simulate needs a spiking network, got {type(snn).__name__}. Call snn = pmsm.convert(qann) "
             f"first."
         )
-    for x in inputs:
-        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
-            raise SimulationError(
-                "simulate needs at least one sample, batch dimension first: x of shape [N, ...]."
-            )
-        if x.is_floating_point() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(x)):
-            raise SimulationError(
-                "the input holds NaN or Inf. Repair those samples; torch.isfinite(x) finds them."
-            )
+    if schedule == "layers" and not snn.meta["batch_first"]:
+        raise SimulationError(
+            "schedule 'layers' needs the batch in dimension 0 of every signal, and something in this network "
+            "moves it, mixes it or may do so. Use schedule='steps' or 'auto'."
+        )
+    if not inputs or not all(isinstance(x, Tensor) and x.dim() > 0 and len(x) for x in inputs):
+        raise SimulationError(
+            "simulate needs at least one sample, batch dimension first: x of shape [N, ...]."
+        )
 
 
 def _forward(snn: Network, inputs: tuple[Any, ...]) -> Any:
-    try:
-        return snn(*inputs)
-    except (RuntimeError, TypeError) as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise SimulationError(f"the network refuses inputs of shape {shapes}: {error}") from error
+    """The read-outs, tensors only: whatever else a network returns passes as it is."""
+    return graph.run(snn, inputs, SimulationError, "the input ")
+
+
+def _each(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """`function` on the tensors of like trees; anything else is taken from the first."""
+    return pytree.tree_map(lambda *xs: function(*xs) if isinstance(xs[0], Tensor) else xs[0], *trees)
 
 
 class _Opened:
@@ -177,10 +180,18 @@ class _Opened:
 
     def __init__(self, snn: Network, timesteps: int, record: str | None, samples: int):
         self.timesteps = timesteps
+        self.modes = {module: module.training for module in snn.modules()}
+        snn.eval()
         self.stateful: list[Any] = [m for m in snn.modules() if isinstance(m, Neuron | Static)]
         self.recorders: dict[str, _Recorder] = {}
-        for node, neuron in graph.modules(snn, Neuron) if record is not None else ():
-            recorder = _Recorder(timesteps, samples, keep=record == "counts", signed=neuron.quant_min < 0)
+        self.snn, self.samples, self.record = snn, samples, record
+
+    def listen(self) -> None:
+        """Attach a recorder to every neuron, if spikes are to be recorded."""
+        for node, neuron in graph.modules(self.snn, Neuron) if self.record is not None else ():
+            recorder = _Recorder(
+                self.timesteps, self.samples, keep=self.record == "counts", signed=neuron.quant_min < 0
+            )
             self.recorders[str(node.target)] = neuron.probe = recorder
 
     def start(self, steps_at_once: int) -> None:
@@ -191,6 +202,8 @@ class _Opened:
 
     def close(self) -> None:
         """Leave no trace in the network."""
+        for module, training in self.modes.items():
+            module.training = training
         for module in self.stateful:
             module.state = None
             if isinstance(module, Neuron):
@@ -201,6 +214,7 @@ class _Opened:
 def _opened(snn: Network, timesteps: int, record: str | None, samples: int) -> Iterator[_Opened]:
     opened = _Opened(snn, timesteps, record, samples)
     try:
+        opened.listen()
         yield opened
     finally:
         opened.close()
@@ -217,7 +231,9 @@ class _Recorder:
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
         self.per_row = spikes[0].numel()
-        exact = torch.float64 if self.per_row * 64 >= 2**24 else spikes.dtype
+        exact = (
+            torch.float64 if self.per_row * 64 >= 2**24 else torch.promote_types(spikes.dtype, torch.float32)
+        )
         net = _whole(spikes.flatten(1).sum(1, dtype=exact))
         self.net[t].append(net)
         # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.

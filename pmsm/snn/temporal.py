@@ -115,8 +115,8 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
 
 
-class Method:
-    """A tensor method as a function: `Method("softmax")(x, 1)` is `x.softmax(1)`."""
+class TensorMethod:
+    """A tensor method as a function: `TensorMethod("softmax")(x, 1)` is `x.softmax(1)`."""
 
     def __init__(self, name: str):
         self.__name__ = name

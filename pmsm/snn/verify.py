@@ -109,10 +109,20 @@ def verify(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Veri
 
 
 def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Verification:
-    """The report of `verify`, without the verdict."""
+    """The report of `verify`, without the verdict.
+
+    Raises:
+        VerificationError: not two forms of one network, no batch, or a batch that does not fit.
+    """
+    graph.require(qann, "verify", VerificationError)
+    graph.require(snn, "verify", VerificationError)
     training = qann.training
     sites = {str(node.target): quantizer for node, quantizer in graph.modules(qann, Quantizer)}
     neurons = {str(node.target): neuron for node, neuron in graph.modules(snn, Neuron)}
+    if not sites or any(True for _ in graph.modules(snn, Quantizer)):
+        raise VerificationError(
+            "verify compares a quantized network with its conversion: verify(qann, snn, x)."
+        )
     if list(sites) != list(neurons):
         missing = sorted(set(sites) ^ set(neurons))
         raise VerificationError(
@@ -123,8 +133,7 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
     qann.eval()
     try:
         with torch.no_grad():
-            for batch in [batches] if isinstance(batches, Tensor) else batches:
-                inputs = graph.inputs_of(qann, batch)
+            for inputs in graph.batches_of(qann, batches):
                 if len(inputs[0]) == 0:
                     continue
                 wanted, codes = _coded(qann, sites, inputs)
@@ -143,13 +152,13 @@ def compare(qann: Network, snn: Network, batches: Iterable[Any] | Tensor) -> Ver
 
 
 def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
-    """Output, and per site: codes (int16), whether the signal is exactly codes times step, what arrived."""
+    """Output, and per site: codes (int32), whether the signal is exactly codes times step, what arrived."""
     found: dict[str, Any] = {}
 
     def hook(name: str, step: Tensor):
         def record(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             codes = (out / step).round()
-            found[name] = codes.to(torch.int16), torch.equal(codes * step, out), args[0]
+            found[name] = codes.to(torch.int32), torch.equal(codes * step, out), args[0]
 
         return record
 
@@ -160,7 +169,7 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
         for name, site in sites.items()
     ]
     try:
-        return network(*inputs), found
+        return graph.run(network, inputs, VerificationError, "the batch "), found
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from pmsm.graph import Network, Node
 from pmsm.methods import PMSM
 from pmsm.methods.base import Method, Quantizer, Start
 from pmsm.qann.quantize import moves_codes, quantize
-from pmsm.snn.convert import RULES, _refuse_batch_statistics, _spelled, rule_for
+from pmsm.snn.convert import RULES, _refuse_batch_statistics, rule_for, spelled
 from pmsm.snn.temporal import Rule
 from pmsm.study.macs import count_macs
 
@@ -219,7 +219,7 @@ class _Walk:
         if graph.is_module(self.qann, node, (Quantizer,)):
             return "site", self._stands(node)
         if rule is None:
-            key = _spelled(graph.kind_of(self.qann, node))
+            key = spelled(graph.kind_of(self.qann, node))
             return "unsupported", f"no rule: rules=RULES | {{{key}: Rule.STATIC}}, or skip=[{name!r}]"
         if refusal := _refusal(self.qann, node):
             return "unsupported", refusal

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmsm.errors import CalibrationError, ConversionError
+from pmsm.errors import CalibrationError, CheckpointError, ConversionError
 from pmsm.methods import METHODS, PMSM, QCFS, Method
 from pmsm.methods.base import Site, Start
 
@@ -188,3 +188,11 @@ def test_a_step_for_each_channel_has_the_shape_of_the_channels(site, wanted):
     assert PMSM(per_channel=True).quantizer(site).scale().shape == wanted
     assert PMSM(per_channel=False).quantizer(site).scale().shape == ()
     assert site.neurons == torch.Size(site.shape[1:]).numel()
+
+
+@pytest.mark.parametrize(
+    "saved, loading", [(PMSM(9), PMSM(3)), (PMSM(9), PMSM(9, split="symmetric")), (QCFS(9), QCFS(5))]
+)
+def test_a_checkpoint_of_another_method_is_refused(saved, loading):
+    with pytest.raises(CheckpointError, match=r"site 'site' has codes 0\.\.8 in the checkpoint"):
+        loading.quantizer().load_state_dict(calibrated(saved).state_dict())

@@ -335,3 +335,34 @@ def test_kept_of_an_uncalibrated_network_is_refused_and_leaves_no_hook():
     with pytest.raises(CalibrationError, match="site '2' has no step yet"):
         kept(qann, torch.randn(2, 1, 8, 8))
     assert left_clean(qann)
+
+
+def test_without_data_a_sum_that_is_not_followed_is_refused_not_guessed():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.out = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            h = self.norm(self.conv(x))
+            return self.out(torch.relu(h + h + 10))
+
+    with pytest.raises(CalibrationError, match="no BatchNorm in front"):
+        calibrate(quantize(Doubled().eval(), PMSM(), torch.randn(2, 3, 8, 8)))
+
+
+def test_without_data_a_batchnorm_that_sends_nothing_is_refused():
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    nn.init.zeros_(ann[1].weight)
+    with pytest.raises(CalibrationError, match="no signal at all reaches '2'"):
+        calibrate(quantize(ann, PMSM(), torch.randn(2, 3, 8, 8)))
+
+
+def test_a_split_given_by_hand_sees_the_same_signal_as_its_name():
+    ann, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), torch.randn(4, 3, 8, 8)
+    scales = [
+        next(m for m in calibrate(quantize(ann, method, x), x).modules() if isinstance(m, Quantizer)).scale()
+        for method in (PMSM(9, split="rectified"), PMSM(9, split=(0, 8)), PMSM(9))
+    ]
+    assert torch.equal(scales[0], scales[1])
+    assert torch.equal(scales[0], scales[2])

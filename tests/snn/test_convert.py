@@ -20,6 +20,7 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import RULES, convert
 from pmsm.snn.simulate import simulate
 from pmsm.snn.temporal import Rule, Static
+from pmsm.snn.verify import verify
 
 
 class Tail(nn.Module):
@@ -68,8 +69,9 @@ def test_the_qann_is_left_alone():
     qann = calibrated(small_vgg(3, width=4)).train()
     before, operators = copy.deepcopy(qann.state_dict()), kinds(qann)
     snn = convert(qann)
-    for tensor in (*snn.parameters(), *snn.buffers()):
-        tensor.zero_()
+    with torch.no_grad():
+        for tensor in (*snn.parameters(), *snn.buffers()):
+            tensor.zero_()
     assert qann.training
     assert kinds(qann) == operators
     assert all(torch.equal(before[name], tensor) for name, tensor in qann.state_dict().items())
@@ -77,40 +79,56 @@ def test_the_qann_is_left_alone():
 
 
 @pytest.mark.parametrize("method", [PMSM(), PMSM(split="symmetric", per_channel=True), QCFS()], ids=repr)
-def test_a_spiking_network_has_nothing_to_train(method):
+def test_a_spiking_network_has_thresholds_instead_of_steps_to_train(method):
     snn = convert(calibrated(small_vgg(3, width=4), method))
     assert not snn.training
-    assert not any(parameter.requires_grad for parameter in snn.parameters())
-    assert not any(".rho" in name for name in snn.state_dict())
+    assert not any(name.endswith((".rho", ".clip_value")) for name in snn.state_dict())
+    assert any(name.endswith(".threshold") for name in snn.state_dict())
+
+
+def test_weights_keep_their_flags_so_that_torch_takes_the_same_kernels():
+    # Linear on a transposed 3-d signal goes another way, and rounds otherwise, if its weight needs none.
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)).transpose(0, 1)).transpose(0, 1)
+
+    x = torch.randn(6, 4, 6)
+    for flag in (True, False):
+        qann = calibrate(quantize(Transposed(), PMSM(), x), x).requires_grad_(flag)
+        assert verify(qann, convert(qann), x).max_difference == 0
 
 
 def test_all_unknown_operators_are_listed_in_one_error_with_the_code_to_write():
     def tail(net: Tail, h: Tensor) -> Tensor:
-        h = net.instance(torch.sin(h)) + torch.sin(net.glu(h.cumsum(1)).repeat(1, 2, 1, 1))
-        return operator.mod(h, 2).amax(1)
+        h = net.instance(torch.digamma(h)) + torch.digamma(net.glu(h.logcumsumexp(1)).repeat(1, 2, 1, 1))
+        return operator.mod(h, 2).logit()
 
     qann = calibrated(Tail(tail))
     with pytest.raises(ConversionError) as refused:
         convert(qann)
     text = str(refused.value)
     assert text.startswith("cannot convert, no rule in snn.convert.RULES for: ")
-    assert "torch.sin at 'sin', 'sin_1'" in text
+    assert "torch.digamma at 'digamma', 'digamma_1'" in text
     assert "nn.InstanceNorm2d at 'instance'" in text
     assert "nn.GLU at 'glu'" in text
-    assert "'cumsum' at 'cumsum'" in text
+    assert "'logcumsumexp' at 'logcumsumexp'" in text
     assert "operator.mod at 'mod" in text
-    assert "'amax' at 'amax'" in text
+    assert "'logit' at 'logit'" in text
     assert "convert(qann, rules=RULES | {" in text
     assert "}): Rule.LINEAR if it is affine" in text
     assert "Rule.STATIC for any other" in text
 
 
 def test_the_code_in_the_error_is_the_code_that_fixes_it():
-    qann = calibrated(Tail(lambda net, h: torch.sin(h)))
+    qann = calibrated(Tail(lambda net, h: torch.digamma(h)))
     with pytest.raises(ConversionError) as refused:
         convert(qann)
     code = str(refused.value).partition("for example ")[2].partition(": Rule.LINEAR if")[0].split(":", 1)
-    assert code[0].strip() == "convert(qann, rules=RULES | {torch.sin"
+    assert code[0].strip() == "convert(qann, rules=RULES | {torch.digamma"
     x = torch.randn(4, 3, 8, 8)
     snn = eval(
         ":".join(code), {"convert": convert, "qann": qann, "RULES": RULES, "Rule": Rule, "torch": torch}
@@ -163,9 +181,26 @@ def test_folded_it_agrees_up_to_rounding(randomize):
 
 
 def test_an_operator_without_a_rule_may_be_kept_float_by_name():
-    ann, x = Tail(lambda net, h: torch.sin(h)), torch.randn(2, 3, 8, 8)
+    ann, x = Tail(lambda net, h: torch.digamma(h)), torch.randn(2, 3, 8, 8)
     qann = calibrate(quantize(ann, PMSM(), x), x)
-    snn = convert(qann, skip=["sin*"])
+    snn = convert(qann, skip=["digamma*"])
     assert torch.equal(snn(x), qann(x))
     with pytest.raises(ConversionError, match="skip matches no operator: 'cos'"):
         convert(qann, skip=["cos"])
+
+
+def test_nan_weights_and_an_infinite_step_are_refused():
+    qann = calibrated(small_vgg(3, width=4))
+    first = next(module for module in qann.modules() if isinstance(module, nn.Conv2d))
+    first.weight.data[0] = float("nan")
+    with pytest.raises(ConversionError, match="holds NaN or Inf"):
+        convert(qann)
+    qann = calibrated(small_vgg(3, width=4))
+    next(q for q in qann.modules() if isinstance(q, Quantizer)).rho.data.fill_(1e4)
+    with pytest.raises(ConversionError, match="no positive step"):
+        convert(qann)
+
+
+def test_a_network_that_was_not_quantized_is_refused_with_the_step_that_is_missing():
+    with pytest.raises(ConversionError, match=r"Call qann = pmsm.quantize\(ann"):
+        convert(small_vgg(3, width=4))

@@ -1,5 +1,7 @@
 """Running over time: read-outs at every step, two schedules of equal numbers, static maps, no trace left."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -241,9 +243,9 @@ def test_the_mean_output_of_a_map_is_the_map_of_its_mean_input(function, schedul
 
 
 def test_a_map_whose_rule_the_user_gives_obeys_the_same_law():
-    ann, x = Mapped(lambda net, a, b: torch.sin(a)).double(), torch.randn(4, 6, dtype=torch.float64)
-    run = simulate(spiking(ann, x, rules=RULES | {torch.sin: Rule.STATIC}), x, 3)
-    torch.testing.assert_close(run.output[2], torch.sin(run.output[0]), rtol=0, atol=1e-12)
+    ann, x = Mapped(lambda net, a, b: torch.asinh(a)).double(), torch.randn(4, 6, dtype=torch.float64)
+    run = simulate(spiking(ann, x, rules=RULES | {torch.asinh: Rule.STATIC}), x, 3)
+    torch.testing.assert_close(run.output[2], torch.asinh(run.output[0]), rtol=0, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_no_state_and_no_probe_are_left_after_a_run(timesteps, schedule):
 @SCHEDULES
 @pytest.mark.parametrize(
     "error, seen",
-    [(KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, SimulationError), (ValueError, ValueError)],
+    [(KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, SimulationError), (ValueError, SimulationError)],
 )
 def test_an_exception_inside_a_run_leaves_the_network_as_it_was(error, seen, schedule):
     x = torch.randn(4, 1, 8, 8)
@@ -375,12 +377,12 @@ def test_timesteps_that_are_no_whole_number_from_one_up_are_refused(timesteps):
 @pytest.mark.parametrize(
     "x, message",
     [
-        (torch.full((2, 1, 8, 8), float("nan")), "the input holds NaN or Inf"),
-        (torch.full((2, 1, 8, 8), float("inf")), "the input holds NaN or Inf"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"the input holds \d+ values that are NaN or Inf"),
+        (torch.full((2, 1, 8, 8), float("inf")), r"the input holds \d+ values that are NaN or Inf"),
         (torch.zeros(0, 1, 8, 8), "at least one sample, batch dimension first"),
         (torch.tensor(1.0), "at least one sample, batch dimension first"),
         ([[1.0]], "at least one sample, batch dimension first"),
-        (torch.zeros(2, 3, 8, 8), r"the network refuses inputs of shape \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), r"the network, which refuses inputs of shape \(2, 3, 8, 8\)"),
         (
             (torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)),
             r"refuses inputs of shape \(2, 1, 8, 8\), \(2, 1, 8, 8\)",
@@ -411,3 +413,49 @@ def test_a_network_that_does_not_spike_is_refused():
             SimulationError, match=r"needs a spiking network, got \w+. Call snn = pmsm.convert\(qann\)"
         ):
             simulate(network, x)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Networks that move the batch, and networks left in training mode
+# ----------------------------------------------------------------------------------------------------------
+
+MOVERS = {
+    "transpose": lambda h: h.transpose(0, 1),
+    "swapaxes": lambda h: h.swapaxes(0, 1),
+    "movedim": lambda h: torch.movedim(h, 0, 1),
+    "permute": lambda h: h.permute(1, 0, 2),
+    "einsum": lambda h: torch.einsum("nld->lnd", h),
+    "flip": lambda h: torch.flip(h, (0,)),
+    "roll": lambda h: torch.roll(h, 1, 0),
+    "mean over all": lambda h: h - h.mean(),
+    "mean over the batch": lambda h: h - h.mean(0, keepdim=True),
+    "keeps": lambda h: h.transpose(1, 2).transpose(-1, -2),
+}
+
+
+@pytest.mark.parametrize("move", MOVERS.values(), ids=MOVERS)
+@pytest.mark.parametrize("timesteps", [2, 4])
+def test_the_automatic_schedule_gives_what_the_steps_give_whatever_moves_the_batch(move, timesteps):
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(move(torch.relu(self.a(x)))))
+
+    x = torch.randn(4, 4, 6, dtype=torch.float64)
+    snn = spiking(Moving().double(), x)
+    auto, steps = simulate(snn, x, timesteps), simulate(snn, x, timesteps, schedule="steps")
+    torch.testing.assert_close(auto.outputs, steps.outputs, rtol=0, atol=1e-12)  # float64, other batch sizes
+    assert auto.spikes_per_neuron() == steps.spikes_per_neuron()
+
+
+def test_a_network_left_in_training_mode_runs_in_evaluation_and_stays_as_it_was():
+    x = torch.randn(4, 1, 8, 8)
+    snn = spiking(small(), x)
+    wanted, before = simulate(snn, x, 2).outputs, copy.deepcopy(snn.state_dict())
+    snn.train()
+    assert torch.equal(simulate(snn, x, 2).outputs, wanted)
+    assert snn.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in snn.state_dict().items())

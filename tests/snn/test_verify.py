@@ -121,7 +121,7 @@ def test_the_error_names_the_first_layer_that_differs_and_carries_the_report():
 def test_a_difference_behind_the_last_site_is_one_of_the_read_out():
     qann, x = ties()
     snn = convert(qann)
-    snn.get_submodule("2").bias.add_(0.25)
+    snn.get_submodule("2").bias.data.add_(0.25)
     with pytest.raises(VerificationError, match="the first difference is at 'the read-out'"):
         verify(qann, snn, x)
     assert compare(qann, snn, x).max_difference == 0.25
@@ -130,7 +130,7 @@ def test_a_difference_behind_the_last_site_is_one_of_the_read_out():
 def test_a_read_out_that_is_nan_is_a_difference():
     qann, x = ties()
     snn = convert(qann)
-    snn.get_submodule("2").bias.fill_(float("nan"))
+    snn.get_submodule("2").bias.data.fill_(float("nan"))
     assert compare(qann, snn, x).max_difference == float("inf")
 
 
@@ -194,3 +194,16 @@ def test_a_tie_is_shown_as_a_tie():
     report = compare(qann, snn, x)
     assert (report.different, report.ties) == (2, 2)
     assert "2 differ (2 of them ties)" in str(report)
+
+
+def test_networks_in_the_wrong_order_are_refused():
+    ann, x = small_vgg(3, width=4).eval(), torch.randn(2, 3, 16, 16)
+    qann = calibrate(quantize(ann, PMSM(), x), x)
+    with pytest.raises(VerificationError, match=r"verify\(qann, snn, x\)"):
+        verify(convert(qann), qann, x)
+
+
+def test_labels_beside_the_inputs_are_no_batch():
+    ann, x = small_vgg(3, width=4).eval(), torch.randn(2, 3, 16, 16)
+    qann = calibrate(quantize(ann, PMSM(), x), (x, torch.tensor([0, 1])))
+    assert verify(qann, convert(qann), (x, torch.tensor([0, 1]))).samples == 2

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmsm.errors import import_extra
+from pmsm.errors import SettingsError, import_extra
 
 SOURCES = "timm:<name>, torchvision:<name> or <module>:<function>"
 
@@ -69,12 +69,12 @@ def build(source: str) -> nn.Module:
             is an `nn.Module`, or a function or class that makes one without arguments.
 
     Raises:
-        ValueError: no such source, module, name or network.
+        SettingsError: no such source, module, name or network.
         MissingExtraError: torchvision or timm is not installed.
     """
     place, colon, name = source.partition(":")
     if not (place and colon and name):
-        raise ValueError(f"unknown network {source!r}. Write {SOURCES}.")
+        raise SettingsError(f"unknown network {source!r}. Write {SOURCES}.")
     if place == "torchvision":
         models = torchvision().models
         _refuse_unknown(source, name, models.list_models())
@@ -97,7 +97,7 @@ def _refuse_unknown(source: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
         hint = f" Close names: {', '.join(near)}." if near else ""
-        raise ValueError(f"unknown network {source!r}: {source.partition(':')[0]} has no {name!r}.{hint}")
+        raise SettingsError(f"unknown network {source!r}: {source.partition(':')[0]} has no {name!r}.{hint}")
 
 
 def _own(source: str, place: str, name: str) -> nn.Module:
@@ -107,17 +107,17 @@ def _own(source: str, place: str, name: str) -> nn.Module:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks a package of its own
-        raise ValueError(
+        raise SettingsError(
             f"unknown network {source!r}: no module {error.name!r} in the working directory or among the "
             f"installed packages. Write {SOURCES}."
         ) from None
     try:
         found: Any = attrgetter(name)(module)
     except AttributeError:
-        raise ValueError(f"unknown network {source!r}: {place} has no {name!r}.") from None
+        raise SettingsError(f"unknown network {source!r}: {place} has no {name!r}.") from None
     network = found() if callable(found) and not isinstance(found, nn.Module) and _bare(found) else found
     if not isinstance(network, nn.Module):
-        raise ValueError(
+        raise SettingsError(
             f"{source!r} gives {type(network).__name__}, not an nn.Module. Name a network, or a function or "
             f"class that makes one without arguments: def build(): return MyNet(classes=10)."
         )
