@@ -30,6 +30,7 @@ def page() -> str:
         HEAD,
         *demo_tables(rows("demo.jsonl")),
         step_start_table(rows("step_start.jsonl")),
+        rules_table(rows("calibration_rules.jsonl")),
         pretrained_table(rows("pretrained_resnets.jsonl")),
         tracking_table(rows("tracking.jsonl")),
         zoo_table(rows("zoo.jsonl")),
@@ -103,6 +104,25 @@ the factor. Accuracy of the quantized network in %.
 QCFS from its published start, lambda = 8: {_range(published)} %. QCFS is scored by its quantized network,
 which its spiking network reaches only after many steps.
 """
+
+
+def rules_table(runs: list[dict]) -> str:
+    """What each calibration rule is worth without training."""
+    if not runs:
+        return ""
+    first = runs[0]
+    levels = sorted({r["levels"] for r in runs})
+    table = []
+    for rule in dict.fromkeys(r["rule"] for r in runs):
+        here = {r["levels"]: r["accuracy"] for r in runs if r["rule"] == rule}
+        table.append([rule, *(" / ".join(f"{a:.1f}" for a in here.get(level, [])) for level in levels)])
+    return f"""## Calibration rules, without training
+
+`recipes/calibration_rules.py`: pretrained {first["network"]}, one step per site from 512 training pictures,
+{first["images"]:,} test pictures, float {first["float_accuracy"]:.2f} %. Accuracy in % at
+T = {" / ".join(map(str, first["timesteps"]))}.
+
+{_markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
 
 
 def pretrained_table(runs: list[dict]) -> str:
