@@ -184,7 +184,7 @@ def zoo_table(runs: list[dict]) -> str:
     lines = "\n".join(refused)
     return f"""## Networks of others
 
-`recipes/zoo.py`: random weights and normalization statistics, 9 levels, one thread; mostly at small image sizes
+`recipes/zoo.py`: random weights and normalization statistics, 9 levels, one thread; mostly small image sizes
 and depths. {exact} of {len(runs)} are exact at T=1. Seconds are those of quantize, calibrate and convert.
 
 {_markdown(head, table)}

@@ -248,10 +248,7 @@ class Nested(Net):
 
 
 @pytest.mark.parametrize("ann", [WithNone(), Nested()], ids=["none", "nested"])
-def test_outputs_may_be_any_tree(ann, request):
-    if isinstance(ann, WithNone):
-        reason = "simulate stacks the read-outs of T > 1 steps without asking whether they are tensors"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AttributeError, reason=reason))
+def test_outputs_may_be_any_tree(ann):
     assert_right(ann)
     _, snn = spiking(ann)
     run = simulate(snn, X, 3)

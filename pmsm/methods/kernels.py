@@ -82,47 +82,29 @@ def _gradients(grad, x, grad_x, sums, scale, low, high, slack, half_cell):
 @_compile
 def neuron_once(x, out, net, size, scale, low, high):
     """A single timestep: `quantize_float32` per sample, x and out: [N, M], sums of k and |k|: [N] int64."""
-    codes = np.empty(TILE, np.float32)
     for n in range(x.shape[0]):
         total, absolute = 0, 0
         for start in range(0, x.shape[1], TILE):
             stop = min(start + TILE, x.shape[1])
-            tile = codes[: stop - start]
-            _codes(x[n, start:stop], tile, out[n, start:stop], scale, low, high)
-            whole = int(_sum(tile))
-            total += whole
-            absolute += whole if low >= 0 else int(_sum_of_sizes(tile))
+            tile_total, tile_absolute = _count_tile(x[n, start:stop], out[n, start:stop], scale, low, high)
+            total += int(tile_total)
+            absolute += int(tile_absolute)
         net[n], size[n] = total, absolute
 
 
-@_compile
-def _codes(x, codes, out, scale, low, high):
+# The sums are of whole numbers far below 2**24, exact in any order: the compiler may choose one. Nothing else
+# here is a chain of additions that it could reorder.
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _count_tile(x, out, scale, low, high):
+    total, absolute = np.float32(0.0), np.float32(0.0)
     for i in range(x.size):
         code = np.floor(x[i] / scale + HALF)
         code = high if code > high else code
         code = low if code < low else code
-        codes[i] = code
         out[i] = code * scale
-
-
-# Sums of whole numbers far below 2**24: exact in any order, so the compiler may choose one.
-_compile_sum = numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
-
-
-@_compile_sum
-def _sum(codes):
-    total = np.float32(0.0)
-    for i in range(codes.size):
-        total += codes[i]
-    return total
-
-
-@_compile_sum
-def _sum_of_sizes(codes):
-    total = np.float32(0.0)
-    for i in range(codes.size):
-        total += abs(codes[i])
-    return total
+        total += code
+        absolute += abs(code)
+    return total, absolute
 
 
 @_compile

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pmsm.errors import SettingsError
-from pmsm.methods.rounding import BLOCK, count, flat_arrays, kernels, quantize
+from pmsm.methods.rounding import BLOCK, count, dense, flat_arrays, kernels, quantize
 
 
 class Probe(Protocol):
@@ -84,6 +84,7 @@ class Neuron(nn.Module):
         """
         if self.state is None and self.probe is None:
             return quantize(x, self.threshold, self.quant_min, self.quant_max)
+        x = dense(x)
         out = torch.empty_like(x)
         if self.state is None:
             self._single_step(x, out)
@@ -164,7 +165,8 @@ class Neuron(nn.Module):
         if (self.probe is not None and self.probe.keep) or self.threshold.dtype != torch.float32:
             return None
         first = tensors[0]
-        usable = first is not None and first.dtype == torch.float32
+        # Samples must lie one behind the other: the kernels take [N, M].
+        usable = first is not None and first.dtype == torch.float32 and _sample_by_sample(first)
         return flat_arrays(self.threshold, *(t for t in tensors if t is not None)) if usable else None
 
     def _add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
@@ -209,6 +211,11 @@ class Neuron(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"
+
+
+def _sample_by_sample(x: Tensor) -> bool:
+    """Whether dimension 0 is the slowest in memory."""
+    return len(x) == 1 or x.stride(0) * len(x) == x.numel()
 
 
 class TrackingNeuron(Neuron):

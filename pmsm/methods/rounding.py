@@ -78,6 +78,7 @@ class _Quantize(torch.autograd.Function):
 def _forward(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
     if torch.compiler.is_compiling():
         return (count(x.to(scale.dtype) / scale, quant_min, quant_max) * scale).to(x.dtype)
+    x = dense(x)
     out = torch.empty_like(x)
     arrays = flat_arrays(scale, x, out)
     if arrays is not None:
@@ -185,10 +186,16 @@ def flat_arrays(scale: Tensor, *tensors: Tensor) -> list[Any] | None:
     return [f.numpy() for f in flat if f is not None]
 
 
+def dense(x: Tensor) -> Tensor:
+    """`x`, copied if its memory has holes: part of a larger tensor, as q, k and v are."""
+    return x if x.device.type != "cpu" or _flat(x) is not None else x.clone()
+
+
 def _flat(x: Tensor) -> Tensor | None:
-    """`x` as one dimension without a copy, or None where its memory has holes or an unusual order."""
-    if x.is_contiguous():
-        return x.view(-1)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).view(-1)
-    return None
+    """`x` as one dimension, in the order of its memory, without a copy; None where its memory has holes."""
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length > 1 and stride != size:
+            return None
+        size *= length
+    return x.as_strided((x.numel(),), (1,))
