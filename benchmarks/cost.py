@@ -1,6 +1,6 @@
 """What does exactness cost? Ratios of SNN, QANN and float network, in one interleaved run.
 
-Run: .venv/bin/python benchmarks/cost.py [--repeats 15] [--out results/cost.json]
+Run: .venv/bin/python benchmarks/cost.py [--repeats 15] [--out results/cost.jsonl]
 ResNet-20 with random weights, batch 128 of 3x32x32 random pictures, one thread. Forward passes in float32,
 contiguous; training steps (forward, backward, SGD) in bfloat16 autocast and channels_last, eager and
 compiled. Each round times every variant once, in random order; a
@@ -71,7 +71,8 @@ def main() -> None:
             "ratios": {name: {"median": m, "quartiles": [a, b]} for name, (m, a, b) in ratios.items()},
             "milliseconds": {name: round(1e3 * statistics.median(v), 2) for name, v in times.items()},
         }  # fmt: skip
-        options.out.write_text(json.dumps(row, indent=1) + "\n")
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def forward_variants(ann: nn.Module, qann: nn.Module, x: torch.Tensor) -> dict[str, Work]:

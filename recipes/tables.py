@@ -6,7 +6,7 @@ Run: .venv/bin/python recipes/tables.py
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
@@ -212,22 +212,24 @@ memory of the process {r["peak_bytes"] / 2**30:.2f} GiB, one thread of {r["envir
 
 def cost_table() -> str:
     """Ratios of time."""
-    path = RESULTS / "cost.json"
-    if not path.exists():
+    runs = rows("cost.jsonl")
+    if not runs:
         return ""
-    cost = json.loads(path.read_text())
-    table = [
-        [name, f"{r['median']:.3f}", f"{r['quartiles'][0]:.3f} to {r['quartiles'][1]:.3f}"]
-        for name, r in cost["ratios"].items()
-    ]
-    environment = cost["environment"]
+    first = runs[0]
+    table = [[name, _ratios([run["ratios"][name]["median"] for run in runs])] for name in first["ratios"]]
+    environment = first["environment"]
     return f"""## What exactness costs
 
-`benchmarks/cost.py`: {cost["network"]}, batch {cost["batch"]}, one thread of {environment["processor"]},
-torch {environment["torch"]}, n = {cost["n"]} interleaved rounds in one run. Forward passes in float32;
-training steps in bfloat16 autocast and channels_last, eager. Left out: loading data. With numba.
+`benchmarks/cost.py`: {first["network"]}, batch {first["batch"]}, one thread of {environment["processor"]},
+torch {environment["torch"]}, {len(runs)} processes of n = {first["n"]} interleaved rounds each. Forward passes in
+float32; training steps in bfloat16 autocast and channels_last, eager. Processor seconds. Left out: loading data.
+With numba.
 
-{_markdown(["ratio of time", "median", "quartiles"], table)}"""
+{_markdown(["ratio of time", "median over processes (lowest to highest)"], table)}"""
+
+
+def _ratios(values: list[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _range(values: list[float]) -> str:
