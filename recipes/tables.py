@@ -221,9 +221,9 @@ def cost_table() -> str:
     return f"""## What exactness costs
 
 `benchmarks/cost.py`: {first["network"]}, batch {first["batch"]}, one thread of {environment["processor"]},
-torch {environment["torch"]}, {len(runs)} processes of n = {first["n"]} interleaved rounds each. Forward passes in
-float32; training steps in bfloat16 autocast and channels_last, eager. Processor seconds. Left out: loading data.
-With numba.
+torch {environment["torch"]}, {len(runs)} processes of n = {first["n"]} interleaved rounds each. Forward
+passes in float32; training steps in bfloat16 autocast and channels_last, eager. Processor seconds. Left out:
+loading data. With numba.
 
 {_markdown(["ratio of time", "median over processes (lowest to highest)"], table)}"""
 

@@ -115,7 +115,7 @@ def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step
     side: 1 for a lower bound on the running total, -1 for an upper bound, 0 for none; the bound starts at
     `first_bound` and moves by `bound_step` - k.
     """
-    v, bound = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    v, bound, codes = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     timesteps, samples, neurons = x.shape
     for n in range(samples):
         for start in range(0, neurons, TILE):
@@ -127,6 +127,7 @@ def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step
                     x[t, n, start:stop],
                     v,
                     bound,
+                    codes,
                     out[t, n, start:stop],
                     threshold,
                     low,
@@ -134,8 +135,8 @@ def neuron_scan(x, out, net, size, threshold, low, high, first_bound, bound_step
                     bound_step,
                     side,
                 )
-                net[t, n] += total
-                size[t, n] += absolute
+                net[t, n] += int(total)
+                size[t, n] += int(absolute)
 
 
 @_compile
@@ -143,14 +144,40 @@ def neuron_step(x, v, bound, out, net, size, threshold, low, high, bound_step, s
     """One step of neurons with state. x, v, bound, out: [N, M] float32 (bound: [1, 1] if side is 0); net,
     size: [N].
     """
+    codes = np.empty(TILE, np.float32)
     for n in range(x.shape[0]):
         b = bound[n] if side != 0 else bound[0]
-        net[n], size[n] = _neuron_tile(x[n], v[n], b, out[n], threshold, low, high, bound_step, side)
+        net[n], size[n] = 0, 0
+        for start in range(0, x.shape[1], TILE):
+            here = slice(start, min(start + TILE, x.shape[1]))
+            tile_bound = b[here] if side != 0 else b
+            total, absolute = _neuron_tile(
+                x[n, here],
+                v[n, here],
+                tile_bound,
+                codes,
+                out[n, here],
+                threshold,
+                low,
+                high,
+                bound_step,
+                side,
+            )
+            net[n] += int(total)
+            size[n] += int(absolute)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _sums(codes):
+    total, absolute = np.float32(0.0), np.float32(0.0)
+    for i in range(codes.size):
+        total += codes[i]
+        absolute += abs(codes[i])
+    return total, absolute
 
 
 @_compile
-def _neuron_tile(x, v, bound, out, threshold, low, high, bound_step, side):
-    total, absolute = np.int32(0), np.int32(0)
+def _neuron_tile(x, v, bound, codes, out, threshold, low, high, bound_step, side):
     for i in range(x.size):
         w = v[i] + x[i] / threshold
         k = np.floor(w + HALF)
@@ -164,10 +191,8 @@ def _neuron_tile(x, v, bound, out, threshold, low, high, bound_step, side):
             bound[i] = (bound[i] - k) + bound_step
         v[i] = w - k
         out[i] = k * threshold
-        whole = np.int32(k)
-        total += whole
-        absolute += abs(whole)
-    return total, absolute
+        codes[i] = k
+    return _sums(codes[: x.size])
 
 
 @_compile
