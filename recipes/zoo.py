@@ -150,7 +150,8 @@ def measure(entry: Entry, full: bool) -> dict[str, Any]:
         row |= compared(qann, snn, x)
         row["spiking_share"] = round(explain(ann, x, METHOD).totals.spiking_share, 4)
     except Exception as error:  # a line of the table, whatever it was
-        row["refused"] = f"{type(error).__name__}: {error}"[:200]
+        why = str(error).partition(" It happens at")[0]  # what follows names a path of this machine
+        row["refused"] = f"{type(error).__name__}: {why}"[:200]
     row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row | {"environment": environment(0)}
 
