@@ -172,11 +172,12 @@ def test_at_one_step_the_spiking_network_equals_its_quantized_network(network, s
     assert_equal_at_one_step(quantized(randomize(network()), method, x), x)
 
 
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 0.0), (torch.float64, 1e-9)], ids=["L0", "L1"])
 @pytest.mark.parametrize("method", FEW, ids=repr)
 @over_large
-def test_at_one_step_large_networks_are_equal_as_well(network, shape, method, randomize):
-    x = torch.randn(shape)
-    assert_equal_at_one_step(quantized(randomize(network()), method, x), x)
+def test_at_one_step_large_networks_are_equal_as_well(network, shape, method, dtype, most, randomize):
+    x = torch.randn(shape, dtype=dtype)
+    assert_equal_at_one_step(quantized(randomize(network()).to(dtype), method, x), x, most)
 
 
 @pytest.mark.parametrize("method", EXACT, ids=repr)

@@ -156,6 +156,7 @@ class _Loop:
         self.streams = _streams(train, device)
 
     def run(self, checkpoint: Path | None, resume: bool) -> History:
+        """All epochs, or those that the checkpoint still lacks."""
         state = (self.network, self.optimizer, self.streams, asdict(self.settings))
         rows: list[Epoch] = []
         plain = torch.autocast(self.device.type, enabled=False)  # whatever the caller has switched on
@@ -175,6 +176,7 @@ class _Loop:
         return History(tuple(rows), self.settings)
 
     def epoch(self, epoch: int, first: bool) -> Epoch:
+        """Learn once from every batch, then validate; the row of the history."""
         start = time.perf_counter()
         with _memory_format(self.network, self.settings.channels_last):
             loss, accuracy = self.learn(epoch, first)

@@ -86,6 +86,7 @@ def _refuse_none(seen: int, purpose: str, verb: str) -> None:
 
 def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
     def observe(x: Tensor) -> None:
+        """Count the signal in front of the site, per channel or as a whole."""
         per_channel = x.movedim(quantizer.site.channel_dim, 0).flatten(1)
         values = per_channel if histogram.zeros.numel() > 1 else x.reshape(1, -1)
         if not bool(torch.isfinite(values).all()):
@@ -271,6 +272,7 @@ class _Meter:
         self.sums += torch.tensor([x.numel(), x.sum(), (x * x).sum(), (error * error).sum()]).double()
 
     def read(self) -> Kept:
+        """What has been counted so far."""
         quantizer, shares = self.quantizer, self.codes / self.codes.sum().clamp_min(1)
         n, total, squares, errors = (float(s) for s in self.sums)
         variance = torch.tensor(max(squares / n - (total / n) ** 2, 0.0))
