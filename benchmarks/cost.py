@@ -6,14 +6,22 @@ contiguous; training steps (forward, backward, SGD) in bfloat16 autocast and cha
 compiled. Each round times every variant once, in random order; a
 ratio is the median over rounds of the quotient within a round. Left out: loading data, the energy of
 anything.
+
+The allocator of the C library is told to keep what it was given (see `KEEP_MEMORY`); `--allocator default`
+leaves it alone. Left alone it maps and returns the 8 MB tensors anew in each pass, by a pattern that depends
+on the history of the process: 0 to 25,000 page faults per pass, worth up to a quarter of its time, and not
+the same number for two networks that run the same kernels. Each row holds the faults beside the times.
 """
 
 import argparse
 import copy
 import json
+import os
 import platform
 import random
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +40,13 @@ from pmsm.study.demo import environment
 
 Work = Callable[[], object]
 
+# glibc: serve large blocks from the heap, and do not give the heap back. Read when a process starts.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
 
 def main() -> None:
     """Print the ratios and write them, with the environment."""
@@ -41,14 +56,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--compile", action="store_true", help="time compiled training steps as well")
+    parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.allocator == "keep" and not KEEP_MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(0, 10, (options.batch,))
     ann = resnet20().eval()
     qann = calibrate(quantize(ann, PMSM(levels=9), x[:2]), [x])
-    times = interleave(forward_variants(ann, qann, x), options.repeats)
+    times, faults = interleave(forward_variants(ann, qann, x), options.repeats)
     ratios = {
         "SNN at T=1 / QANN forward": quotient(times, "snn T=1", "qann"),
         "SNN at T=1, without counting spikes / QANN forward": quotient(times, "snn T=1 uncounted", "qann"),
@@ -56,7 +74,7 @@ def main() -> None:
         "T=8 / T=1": quotient(times, "snn T=8", "snn T=1"),
     }
     for compiled in (False, True) if options.compile else (False,):
-        steps = interleave(
+        steps, _ = interleave(
             {"float": training_step(ann, x, y, compiled), "qat": training_step(qann, x, y, compiled)},
             options.repeats,
         )
@@ -67,9 +85,10 @@ def main() -> None:
     if options.out:
         row = {
             "benchmark": "cost", "network": "ResNet-20", "batch": options.batch, "n": options.repeats,
-            "machine": platform.machine(), "environment": environment(0),
+            "machine": platform.machine(), "environment": environment(0), "allocator": options.allocator,
             "ratios": {name: {"median": m, "quartiles": [a, b]} for name, (m, a, b) in ratios.items()},
             "milliseconds": {name: round(1e3 * statistics.median(v), 2) for name, v in times.items()},
+            "page_faults": {name: statistics.median(v) for name, v in faults.items()},
         }  # fmt: skip
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -112,20 +131,25 @@ def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     return step
 
 
-def interleave(variants: dict[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each variant, round by round, in an order drawn anew each time; two rounds warm up and do
-    not count.
+def interleave(
+    variants: dict[str, Work], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds and page faults of each variant, round by round, in an order drawn anew each time; two rounds
+    warm up and do not count.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    faults: dict[str, list[float]] = {name: [] for name in variants}
     order, draw = list(variants.items()), random.Random(0)
     for round_ in range(repeats + 2):
         draw.shuffle(order)
         for name, work in order:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             start = time.process_time()  # of this one thread: what others do on the machine does not count
             work()
             if round_ >= 2:
                 times[name].append(time.process_time() - start)
-    return times
+                faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return times, faults
 
 
 def quotient(times: dict[str, list[float]], a: str, b: str) -> tuple[float, float, float]:

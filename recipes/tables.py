@@ -211,21 +211,28 @@ memory of the process {r["peak_bytes"] / 2**30:.2f} GiB, one thread of {r["envir
 
 
 def cost_table() -> str:
-    """Ratios of time."""
+    """Ratios of time, with the allocator told to keep memory and left alone."""
     runs = rows("cost.jsonl")
     if not runs:
         return ""
     first = runs[0]
-    table = [[name, _ratios([run["ratios"][name]["median"] for run in runs])] for name in first["ratios"]]
+    kept, left = ([run for run in runs if run["allocator"] == kind] for kind in ("keep", "default"))
+    table = [
+        [name, *(_ratios([run["ratios"][name]["median"] for run in group]) for group in (kept, left))]
+        for name in first["ratios"]
+    ]
+    faults = max(count for run in left for count in run["page_faults"].values())
     environment = first["environment"]
     return f"""## What exactness costs
 
 `benchmarks/cost.py`: {first["network"]}, batch {first["batch"]}, one thread of {environment["processor"]},
-torch {environment["torch"]}, {len(runs)} processes of n = {first["n"]} interleaved rounds each. Forward
-passes in float32; training steps in bfloat16 autocast and channels_last, eager. Processor seconds. Left out:
-loading data. With numba.
+torch {environment["torch"]}, {len(kept)} + {len(left)} processes of n = {first["n"]} interleaved rounds each;
+median over processes (lowest to highest). Forward passes in float32; training steps in bfloat16 autocast and
+channels_last, eager. Processor seconds. Left out: loading data. With numba. SNN and QANN run the same
+kernels; left alone, glibc returns the tensors of one and keeps those of the other by the history of the
+process (up to {faults:,.0f} page faults in a pass), so the first column is the cost of the code.
 
-{_markdown(["ratio of time", "median over processes (lowest to highest)"], table)}"""
+{_markdown(["ratio of time", "allocator keeps its memory", "allocator left alone"], table)}"""
 
 
 def _ratios(values: list[float]) -> str:
