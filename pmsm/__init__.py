@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from pmsm.qann.calibrate import calibrate, kept
     from pmsm.qann.quantize import clipped, quantize
     from pmsm.snn.convert import RULES, convert
-    from pmsm.snn.simulate import Run, simulate
+    from pmsm.snn.run import Run
+    from pmsm.snn.running import running
+    from pmsm.snn.simulate import simulate
     from pmsm.snn.temporal import Rule
     from pmsm.snn.verify import verify
     from pmsm.study.explain import explain
@@ -18,15 +20,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate",
-    "explain", "kept", "quantize", "simulate", "train", "verify",
+    "explain", "kept", "quantize", "running", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
     "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
-    "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.simulate",
-    "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify", "evaluate": "ann.train",
-    "train": "ann.train", "explain": "study.explain",
+    "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
+    "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
+    "evaluate": "ann.train", "train": "ann.train", "explain": "study.explain",
 }  # fmt: skip
 """Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load
 torch.

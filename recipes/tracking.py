@@ -20,7 +20,8 @@ from pmsm.methods import PMSM
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
-from pmsm.snn.simulate import Run, simulate
+from pmsm.snn.run import Run
+from pmsm.snn.simulate import simulate
 from pmsm.study.demo import environment
 
 RESULTS = Path(__file__).parent.parent / "results" / "tracking.jsonl"
