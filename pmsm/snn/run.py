@@ -88,14 +88,16 @@ class Recorder:
 
     Attributes:
         first: steps that were done before the neuron's state was fresh.
-        active: [n], which samples the rows are; None for all.
+        where: which of the N samples the pass runs, a slice or their indices.
     """
 
     def __init__(self, timesteps: int, samples: int, *, keep: bool, signed: bool):
         self.samples, self.signed, self.keep = samples, signed, keep
-        self.per_row, self.first = 0, 0
-        self.active: np.ndarray | None = None
-        self.steps = [_Step() for _ in range(timesteps)]
+        self.first, self.where = 0, np.arange(samples)
+        self._per_row, self._rows, self._mixes = 0, 1, False  # neurons in a row; rows of a sample
+        self._net, self._size = np.zeros((2, timesteps, samples), np.int64)
+        self._counts: Tensor | None = None
+        self._heard: dict[int, _Step] = {}
 
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
         """See `Probe`."""
@@ -105,60 +107,61 @@ class Recorder:
         # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.
         one_sign = t == 0 and not self.signed
         size = net if one_sign else _whole(spikes.abs().flatten(1).sum(1, dtype=exact))
-        self._append(t, net, size, neurons)
+        self._hear(t, net, size, neurons)
         if self.keep:
-            self.steps[self.first + t].counts.append(spikes.to("cpu", torch.int16))
+            self._heard[self.first + t].counts.append(spikes.to("cpu", torch.int16))
 
     def add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
         """See `Probe`."""
         for i in range(len(net)):
-            self._append(t + i, net[i], size[i], neurons)
+            self._hear(t + i, net[i], size[i], neurons)
 
-    def _append(self, t: int, net: np.ndarray, size: np.ndarray, neurons: int) -> None:
-        step = self.steps[self.first + t]
+    def _hear(self, t: int, net: np.ndarray, size: np.ndarray, neurons: int) -> None:
+        step = self._heard.setdefault(self.first + t, _Step())
         step.net.append(net)
         step.size.append(size)
-        step.active = self.active
-        self.per_row = neurons
+        self._per_row = neurons
+
+    def settle(self) -> None:
+        """A pass is over: rows are summed to samples, several per sample (windows), or all into the first
+        where the layer mixes samples. What was heard is let go: small arrays that stay between large ones
+        keep the heap of the C library from being used again.
+        """
+        for t, step in self._heard.items():
+            net, size = np.concatenate(step.net), np.concatenate(step.size)
+            self._mixes = len(net) % len(self.where) > 0
+            where = np.zeros(1, np.int64) if self._mixes else self.where
+            self._rows = len(net) // len(where)
+            self._net[t, where], self._size[t, where] = (
+                x.reshape(len(where), -1).sum(1) for x in (net, size)
+            )
+            if self.keep:
+                self._settle_counts(t, where, torch.cat(step.counts))
+        self._heard.clear()
+
+    def _settle_counts(self, t: int, where: np.ndarray, counts: Tensor) -> None:
+        by_sample = counts.unflatten(0, (len(where), -1))
+        if self._counts is None:
+            samples = 1 if self._mixes else self.samples
+            self._counts = by_sample.new_zeros(len(self._net), samples, *by_sample.shape[1:])
+        self._counts[t, torch.from_numpy(where)] = by_sample
 
     def read(self, timesteps: int) -> Spikes:
-        """The first `timesteps` steps, rows summed to samples: several rows per sample (windows), or one
-        column where the layer mixes them.
-        """
-        rows = sum(map(len, self.steps[0].net))
-        columns = self.samples if rows % self.samples == 0 else 1
-        net, size = np.zeros((2, timesteps, columns), np.int64)
-        for t, step in enumerate(self.steps[:timesteps]):
-            where = slice(None) if step.active is None else step.active
-            here = columns if step.active is None else len(step.active)
-            net[t, where], size[t, where] = (
-                np.concatenate(parts).reshape(here, -1).sum(1) for parts in (step.net, step.size)
-            )
+        """What was sent in the first `timesteps` steps."""
+        net, size = (x[:timesteps, : 1 if self._mixes else None] for x in (self._net, self._size))
         positive, negative = (torch.from_numpy((size + sign * net) // 2) for sign in (1, -1))
-        return Spikes(self.per_row * rows // self.samples, positive, negative, self._counts(timesteps))
-
-    def _counts(self, timesteps: int) -> Tensor | None:
-        if not self.keep:
-            return None
-        first = torch.cat(self.steps[0].counts)
-        counts = first.new_zeros(timesteps, *first.shape)
-        for t, step in enumerate(self.steps[:timesteps]):
-            if step.active is None:
-                counts[t] = torch.cat(step.counts)
-            else:  # several rows per sample lie side by side
-                by_sample = counts[t].view(self.samples, -1)
-                by_sample[torch.from_numpy(step.active)] = torch.cat(step.counts).view(len(step.active), -1)
-        return counts
+        counts = None if self._counts is None else self._counts[:timesteps].flatten(1, 2)
+        rows = self._rows if not self._mixes else self._rows / self.samples
+        return Spikes(round(self._per_row * rows), positive, negative, counts)
 
 
 @dataclass
 class _Step:
-    """What a recorder heard in one step: sums of k and |k| and counts, some rows at a time, and whose."""
+    """What a recorder heard of one step: sums of k and |k| and counts, some rows at a time."""
 
     net: list[np.ndarray] = field(default_factory=list)
     size: list[np.ndarray] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
-    active: np.ndarray | None = None
 
 
 def _whole(x: Tensor) -> np.ndarray:

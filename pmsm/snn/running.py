@@ -10,7 +10,7 @@ from pmsm.errors import SimulationError
 from pmsm.graph import Network
 from pmsm.snn.frames import Frames, shown
 from pmsm.snn.run import Spikes
-from pmsm.snn.simulate import check_choices, check_network, forward, read_out
+from pmsm.snn.simulate import check_choices, check_network, read_out
 from pmsm.snn.state import Opened, opened
 
 
@@ -73,7 +73,9 @@ class Stepper:
         self._state.listen(self._record, timesteps, frames.samples, first=-self.t)
         for _ in range(timesteps):
             self.t += 1
-            self._total, output = read_out(self._snn, forward(self._snn, frames.tensors), self._total, self.t)
+            self._total, output = read_out(
+                self._snn, self._state.forward(frames.tensors), self._total, self.t
+            )
         self.spikes = self._state.read(timesteps)
         return output
 

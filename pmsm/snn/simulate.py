@@ -109,7 +109,7 @@ def _by_steps(snn: Network, frames: Frames, state: Opened, ending: Ending | None
             state.start(
                 1, keep=frames.timesteps > 1 and not (frames.reset and frames.per_frame == 1), first=t
             )
-        y = forward(snn, frames.at(t, None if everyone else active))
+        y = state.forward(frames.at(t, None if everyone else active))
         total, output = read_out(snn, y, total, t + 1)
         outputs.append(output if everyone else each(_put(active), output, outputs[-1]))
         if ending is None:
@@ -134,19 +134,26 @@ def _by_layers(snn: Network, frames: Frames, state: Opened) -> tuple[Any, Tensor
     """[T, N, ...] read-outs and [N] steps; some samples at a time, all steps of a layer before the next
     layer.
     """
-    samples, timesteps = frames.samples, frames.timesteps
-    rows = max(1, samples // timesteps)
-    outputs = []
-    for row in range(0, samples, rows):
-        state.start(timesteps, keep=True)
-        y = forward(snn, frames.all_steps(slice(row, row + rows)))
-        by_step = each(lambda y: y.unflatten(0, (timesteps, -1)), y)
-        total, read = None, []
-        for t in range(timesteps):
-            total, output = read_out(snn, each(lambda y, t=t: y[t], by_step), total, t + 1)
-            read.append(output)
-        outputs.append(each(lambda *ys: torch.stack(ys), *read))
-    return each(lambda *ys: torch.cat(ys, 1), *outputs), torch.full((samples,), timesteps)
+    timesteps = frames.timesteps
+    at_once = max(1, frames.samples // timesteps)
+    outputs = None
+    for first in range(0, frames.samples, at_once):
+        rows = slice(first, min(first + at_once, frames.samples))
+        state.start(timesteps, keep=True, samples=rows)
+        here = _read_outs(snn, state.forward(frames.all_steps(rows)), timesteps)
+        if outputs is None:  # room for all: small results of each pass between its tensors split the heap
+            outputs = each(lambda y: y.new_empty(timesteps, frames.samples, *y.shape[2:]), here)
+        each(lambda y, all_, rows=rows: all_[:, rows].copy_(y), here, outputs)
+    return outputs, torch.full((frames.samples,), timesteps)
+
+
+def _read_outs(snn: Network, y: Any, timesteps: int) -> Any:
+    """[T * n, ...] what left the network -> [T, n, ...] the read-outs after each step."""
+    by_step, total, outputs = each(lambda y: y.unflatten(0, (timesteps, -1)), y), None, []
+    for t in range(timesteps):
+        total, output = read_out(snn, each(lambda y, t=t: y[t], by_step), total, t + 1)
+        outputs.append(output)
+    return each(lambda *ys: torch.stack(ys), *outputs)
 
 
 def read_out(snn: Network, y: Any, total: Any, t: int) -> tuple[Any, Any]:
@@ -171,8 +178,3 @@ def check_choices(record: str | None, schedule: str) -> None:
         raise SimulationError(f"simulate needs record 'spikes', 'counts' or None, got {record!r}.")
     if schedule not in ("auto", "layers", "steps"):
         raise SimulationError(f"simulate needs schedule 'auto', 'layers' or 'steps', got {schedule!r}.")
-
-
-def forward(snn: Network, inputs: tuple[Any, ...]) -> Any:
-    """The read-outs, tensors only: whatever else a network returns passes as it is."""
-    return graph.run(snn, inputs, SimulationError, "the input ")

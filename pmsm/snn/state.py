@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -38,13 +39,20 @@ class Opened:
             recorder.first = first
             self.recorders[str(node.target)] = neuron.probe = recorder
 
-    def start(self, steps_at_once: int, *, keep: bool, first: int = 0) -> None:
+    def start(self, steps_at_once: int, *, keep: bool, first: int = 0, samples: slice = slice(None)) -> None:
         """Fresh state for the next samples, or none at all where a single timestep needs none."""
         for module in self.stateful:
             fresh = NeuronState(steps_at_once) if isinstance(module, Neuron) else StaticState(steps_at_once)
             module.state = fresh if keep else None  # pyright: ignore[reportAttributeAccessIssue]
         for recorder in self.recorders.values():
-            recorder.first = first
+            recorder.first, recorder.where = first, np.arange(recorder.samples)[samples]
+
+    def forward(self, inputs: tuple[Any, ...]) -> Any:
+        """The network's output, for one step or for all."""
+        y = graph.run(self.snn, inputs, SimulationError, "the input ")
+        for recorder in self.recorders.values():
+            recorder.settle()
+        return y
 
     def keep(self, going: Tensor, active: Tensor) -> None:
         """Forget the samples that stopped: `going` says which of the present ones do not, `active` who they
@@ -54,7 +62,7 @@ class Opened:
             if module.state is not None:
                 module.state = _select(module.state, going)
         for recorder in self.recorders.values():
-            recorder.active = active.cpu().numpy()
+            recorder.where = active.cpu().numpy()
 
     def read(self, timesteps: int) -> dict[str, Spikes]:
         """What was recorded in the first steps."""
