@@ -1,4 +1,7 @@
-"""Data sets for the demo, the tests and the published tables: one function each, all giving (train, test)."""
+"""Data sets for the demo, the tests and the published tables: one function each, all giving (train, test).
+
+Recordings of event cameras are in `pmsm.ann.data.events`.
+"""
 
 from pathlib import Path
 

@@ -189,9 +189,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.images)
-        generator = _generator(self.seed, self.epoch)
+        generator = epoch_generator(self.seed, self.epoch)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        shift, flip = _draw(self.augment, count, self.images.images.shape[2:], generator)
+        shift, flip = draw_moves(self.augment, count, self.images.images.shape[2:], generator)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start : start + self.batch_size]
             pixels = self.images.images[index]
@@ -200,7 +200,7 @@ class Batches:
             yield normalize(pixels, self.images.mean, self.images.std), self.images.labels[index]
 
 
-def _draw(
+def draw_moves(
     augment: Augmentation, count: int, size: torch.Size, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """How far each image of the set moves ([count, 2]) and whether it is mirrored ([count])."""
@@ -210,7 +210,8 @@ def _draw(
     return shift, coin if augment == "crop-flip" else torch.zeros_like(coin)
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator whose stream depends on the pair alone."""
     # torch's CPU generator keeps the lower 32 bits of its seed only, so the pair is hashed, not packed.
     state = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     return torch.Generator().manual_seed(state)

@@ -88,7 +88,7 @@ def cifar100(directory: str | Path, *, progress: Progress | None = None) -> tupl
 
 def has_parquet_files(directory: Path) -> bool:
     """Whether `directory` holds a file that could be half of a set."""
-    return any(_files(directory, half) for half in ("train", "test"))
+    return any(files_of(directory, half) for half in ("train", "test"))
 
 
 def load_parquet(directory: Path, *, progress: Progress | None = None) -> tuple[Images, Images]:
@@ -97,7 +97,7 @@ def load_parquet(directory: Path, *, progress: Progress | None = None) -> tuple[
     Raises:
         DataError: neither, or any error of the set itself.
     """
-    _, columns = _describe((_files(directory, "train") or _files(directory, "test"))[0])
+    _, columns = _describe((files_of(directory, "train") or files_of(directory, "test"))[0])
     for kind in (CIFAR100, CIFAR10):
         if {"img", kind.label} <= set(columns):
             return _read_set(directory, kind, progress)
@@ -109,7 +109,7 @@ def load_parquet(directory: Path, *, progress: Progress | None = None) -> tuple[
 
 
 def _read_set(directory: Path, kind: _Kind, progress: Progress | None) -> tuple[Images, Images]:
-    missing = [f"{half}*.parquet" for half in ("train", "test") if not _files(directory, half)]
+    missing = [f"{half}*.parquet" for half in ("train", "test") if not files_of(directory, half)]
     if missing:
         raise DataError(
             f"{str(directory)!r} lacks {' and '.join(missing)}. {kind.name} is read from train*.parquet and "
@@ -120,14 +120,14 @@ def _read_set(directory: Path, kind: _Kind, progress: Progress | None) -> tuple[
 
 
 def _read_half(directory: Path, kind: _Kind, half: str, progress: Progress | None) -> Images:
-    files = _files(directory, half)
-    labels = np.concatenate([_read_labels(file, kind.label) for file in files])
+    files = files_of(directory, half)
+    labels = np.concatenate([read_labels(file, kind.label) for file in files])
     pixels = _cached(f"{kind.name}-{half}", files, len(labels), progress)
     name = f"{kind.name} {half}"
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels), kind.classes, kind.mean, kind.std, name)
 
 
-def _files(directory: Path, half: str) -> list[Path]:
+def files_of(directory: Path, half: str) -> list[Path]:
     return sorted(directory.glob(f"{half}*.parquet"))
 
 
@@ -166,7 +166,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return pixels if pixels.dtype == np.uint8 and pixels.shape == shape else None
 
 
-def _read_column(file: Path, column: str) -> list[Any]:
+def read_column(file: Path, column: str) -> list[Any]:
     """One column as Python objects, refused unread if it is absent or announces absurdly many rows."""
     arrow = import_extra("pyarrow", "data")
     rows, names = _describe(file)
@@ -196,8 +196,8 @@ def _describe(file: Path) -> tuple[int, list[str]]:
         ) from cause
 
 
-def _read_labels(file: Path, column: str) -> np.ndarray:
-    labels = _read_column(file, column)
+def read_labels(file: Path, column: str) -> np.ndarray:
+    labels = read_column(file, column)
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < 2**31:
             raise DataError(f"{str(file)!r}, row {row}: {column} must be a whole number >= 0, got {label!r}.")
@@ -210,7 +210,7 @@ def _decode(files: list[Path], count: int, progress: Progress | None) -> np.ndar
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for file in files:
-            rows = _read_column(file, "img")
+            rows = read_column(file, "img")
             blocks = [(file, start, rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
             for block in pool.map(_decode_block, blocks):
                 pixels[done : done + len(block)] = block
