@@ -124,6 +124,104 @@ def explain(
         raise typer.Exit(1)
 
 
+@_command
+def train(
+    data: Annotated[
+        str, typer.Option(help="Folder of images, or events: nmnist:DIR, dvs128gesture:DIR, shd:FILE, ...")
+    ] = "",
+    network: Annotated[str, typer.Option(help="small, timm:<name>, <module>:<function>, ...")] = "small",
+    timesteps: Annotated[int, typer.Option(min=1, help="Frames that a recording is cut into.")] = 8,
+    method: Annotated[str, typer.Option(help="pmsm or qcfs.")] = "pmsm",
+    levels: Annotated[int, typer.Option(help="Codes per site.")] = 9,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of the float network; QAT takes half as many.")
+    ] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and run.json.")] = Path("runs/train"),
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Train a float network, then its quantized network, on images or on recordings of events.
+
+    Example: pmsm train --data nmnist:N-MNIST --timesteps 8 --out runs/nmnist
+    """
+    from pmsm.study.experiment import Experiment, run_experiment
+
+    _use_threads(threads)
+    experiment = Experiment(data, network, timesteps, method, levels, epochs, batch_size, seed)
+    row = run_experiment(experiment, out, (lambda line: None) if json else typer.echo, resume=resume)
+    _tell(
+        row, json, f"Go on with: pmsm convert {shlex.quote(str(out))}; pmsm evaluate {shlex.quote(str(out))}"
+    )
+
+
+@_command
+def convert(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `pmsm train`.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
+) -> None:
+    """Convert the network of a run, and prove on test samples that it is equal at T=1.
+
+    Example: pmsm convert runs/nmnist
+    """
+    from pmsm.study.experiment import load_experiment, prove
+
+    _use_threads(threads)
+    _, source, qann = load_experiment(run)
+    found = prove(qann, source)
+    row = {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
+    _tell(row, json, str(found))
+
+
+@_command
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `pmsm train`.")],
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="Steps; for events at most the frames. Default: as trained.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    burst: Annotated[int | None, typer.Option(help="Most spikes per step in tracking mode.")] = None,
+    reset_each_frame: Annotated[
+        bool, typer.Option("--reset-each-frame", help="Forget all potentials at each frame of events.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Accuracy and spikes of the spiking network after each timestep, on the test samples of a run.
+
+    Example: pmsm evaluate runs/nmnist --timesteps 8
+    """
+    from pmsm.study.experiment import evaluate_over_time, load_experiment
+
+    _use_threads(threads)
+    experiment, source, qann = load_experiment(run)
+    steps = experiment.timesteps if timesteps is None else timesteps
+    row = evaluate_over_time(qann, source, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
+    lines = [
+        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
+        for t, (accuracy, spikes) in enumerate(zip(row["accuracy"], row["spikes_per_neuron"], strict=True), 1)
+    ]
+    if "spikes_per_event" in row:
+        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
+    _tell(row, json, "\n".join(lines))
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _tell(row: dict[str, Any], json: bool, text: str) -> None:
+    """The result for a person, or for a program."""
+    from json import dumps
+
+    typer.echo(dumps(row) if json else text)
+
+
 def _shape(text: str) -> tuple[int, ...]:
     """ "3,32,32" as numbers."""
     sizes = text.replace(" ", "").split(",")

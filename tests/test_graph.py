@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from pmsm import graph
 from pmsm.ann.models import CifarResNet, small_vgg
 from pmsm.errors import TraceError
+from pmsm.methods import PMSM
+from pmsm.methods.base import Quantizer
+from pmsm.qann.calibrate import calibrate
+from pmsm.qann.quantize import quantize
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -316,6 +320,113 @@ def test_an_in_place_call_without_another_form_is_refused_by_name():
 def test_dropout_that_stays_active_in_evaluation_is_refused():
     with pytest.raises(TraceError, match="random layer that is active in evaluation mode"):
         graph.trace(one_input(lambda net, x: F.dropout(net.conv(x))), X)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------------
+
+
+class NormAct(nn.BatchNorm2d):
+    """BatchNorm and activation in one, as timm has it: it calls the function itself."""
+
+    def __init__(self, channels: int, affine: bool = True):
+        super().__init__(channels, eps=1e-3, momentum=0.3, affine=affine)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, training = self.running_mean, self.running_var, self.training
+        if training:
+            self.num_batches_tracked.add_(1)
+        return self.act(F.batch_norm(x, mean, var, self.weight, self.bias, training, self.momentum, self.eps))
+
+
+class Frozen(nn.Module):
+    """The same function on constants: frozen in the float network, and therefore here."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("running_mean", torch.randn(channels))
+        self.register_buffer("running_var", torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth of whoever wrote it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.empty(len(x), 1, 1, 1).bernoulli_(0.5) * 2
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 3, 1), NormAct(3), nn.Conv2d(3, 2, 1)
+        self.frozen, self.plain, self.drop = Frozen(3), NormAct(3, affine=False), DropPath()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.norm(self.conv(x)))
+        return self.last(x + self.drop(self.plain(self.frozen(x))))
+
+
+def test_in_training_mode_the_graph_does_what_the_network_does_in_training_mode():
+    network = Deep()
+    traced = graph.trace(network, X).train()
+    before = copy.deepcopy(network.state_dict())
+    for _ in range(3):
+        torch.manual_seed(5)
+        got = traced(X)
+        torch.manual_seed(5)
+        wanted = network(X)
+        assert torch.equal(got, wanted)
+    assert not torch.equal(before["norm.running_mean"], network.state_dict()["norm.running_mean"])
+    assert traced.state_dict().keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(traced.state_dict()[name], tensor), name
+
+
+def test_what_acts_in_training_only_is_absent_in_evaluation():
+    network = Deep().eval()
+    traced = graph.trace(network, X)
+    assert sum(isinstance(module, graph.TrainingOnly) for module in traced.modules()) == 2
+    assert torch.equal(traced(X), network(X))
+    assert not torch.equal(copy.deepcopy(traced).train()(X), traced(X))
+
+
+def test_attention_keeps_its_dropout_in_training():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x)[0]
+
+    x = torch.randn(2, 3, 4)
+    traced = graph.trace(Attends(), x)
+    torch.manual_seed(1)
+    first = traced.train()(x)
+    assert not torch.equal(first, traced(x))
+    assert torch.equal(traced.eval()(x), traced(x))
+
+
+def test_a_batchnorm_that_calls_the_function_is_one_to_all_who_ask():
+    """Folded, and known to calibration without data; the activation inside it keeps its place."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), NormAct(4), nn.Conv2d(4, 2, 1), NormAct(2), nn.Conv2d(2, 2, 1)
+    )
+    nn.init.uniform_(network[1].running_var, 0.5, 2)
+    qann = calibrate(quantize(network, PMSM(), X))
+    assert {str(node.target) for node, _ in graph.modules(qann, Quantizer)} == {"1.act", "3.act"}
+    folded = graph.fold_batchnorm(qann)
+    assert not list(graph.modules(folded, nn.BatchNorm2d))
+    assert not any("running" in name for name in folded.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(X), qann(X), rtol=0, atol=1e-5)  # no code lies on a tie
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pmsm import graph
 from pmsm.ann.models import resnet20, small_vgg, torchvision, vgg16
+from pmsm.errors import ConversionError, QuantizationError
 from pmsm.graph import Network
 from pmsm.methods import METHODS, PMSM, QCFS, Method
 from pmsm.methods.base import Quantizer
@@ -206,6 +207,65 @@ def test_training_does_not_break_equality(method, randomize):
     assert_equal_at_one_step(qann.eval(), x)
 
 
+class Dropped(nn.Module):
+    """One hidden layer, then dropout in the form of the subclass."""
+
+    def __init__(self, rate: float = 0.5):
+        super().__init__()
+        self.rate, self.first, self.last = rate, nn.Linear(6, 8), nn.Linear(8, 3)
+        self.module, self.attention = nn.Dropout(rate), nn.MultiheadAttention(8, 2, rate, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.drop(F.relu(self.first(x))))
+
+
+class AsModule(Dropped):
+    def drop(self, h):
+        return self.module(h)
+
+
+class AsFunction(Dropped):
+    def drop(self, h):
+        return F.dropout(h, self.rate, self.training)
+
+
+class InPlace(Dropped):
+    def drop(self, h):
+        return F.dropout(h, p=self.rate, training=self.training, inplace=True)
+
+
+class OfTorch(Dropped):
+    def drop(self, h):
+        return torch.dropout(h, self.rate, self.training)
+
+
+class OfChannels(Dropped):
+    def drop(self, h):
+        return F.dropout2d(h.unflatten(1, (8, 1, 1)), self.rate, self.training).flatten(1)
+
+
+class OfAttention(Dropped):
+    def drop(self, h):
+        return self.attention(*[h.unflatten(1, (1, 8)).expand(-1, 5, -1)] * 3)[0].mean(1)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["from eval", "from train"])
+@pytest.mark.parametrize("kind", [AsModule, AsFunction, InPlace, OfTorch, OfChannels, OfAttention])
+def test_dropout_draws_while_the_quantized_network_trains_and_is_gone_in_the_spiking_one(kind, training):
+    x, ann = torch.randn(16, 6), kind().train(training)
+    qann, plain = quantized(ann, PMSM(), x), kind(rate=0.0)
+    plain.load_state_dict(ann.state_dict())
+    with torch.no_grad():
+        wanted = quantized(plain, PMSM(), x)(x)
+        assert torch.equal(qann(x), wanted)
+        qann.train()
+        assert not torch.equal(qann(x), qann(x))
+    snn = convert(qann)  # in training mode still
+    assert verify(qann, snn, x).exact
+    for _ in range(2):
+        assert torch.equal(simulate(snn.train(), x).output, wanted)
+
+
 def test_another_memory_layout_does_not_break_equality(randomize):
     x = torch.randn(3, 3, 12, 12).to(memory_format=torch.channels_last)
     ann = randomize(small_vgg(3, width=8)).to(memory_format=torch.channels_last)
@@ -258,3 +318,57 @@ def test_qcfs_over_many_steps_tends_to_its_clipped_network(randomize):
         wanted = clipped(qann)(x)
     run = simulate(convert(qann), x, 64, record=None)
     assert (run.outputs[-1] - wanted).abs().mean() < 0.2 * (run.outputs[0] - wanted).abs().mean()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What no law holds for
+# ----------------------------------------------------------------------------------------------------------
+
+
+class Unpooled(nn.Module):
+    """Puts the largest values back where they were: the places of maxima travel beside the spikes."""
+
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.conv1, self.conv2, self.body = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), PoolAndBack(pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.body(F.relu(self.conv1(x))))
+
+
+class PoolAndBack(nn.Module):
+    def __init__(self, pool: nn.Module):
+        super().__init__()
+        self.pool, self.back = pool, nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(*self.pool(x))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(2, return_indices=True), nn.AdaptiveMaxPool2d(3, return_indices=True)],
+    ids=["MaxPool2d", "AdaptiveMaxPool2d"],
+)
+def test_a_pool_that_returns_indices_is_refused_unless_it_stays_inside_one_operator(pool):
+    ann, x = Unpooled(pool).eval(), torch.randn(2, 1, 8, 8)
+    with pytest.raises(
+        QuantizationError,
+        match=r"'body.pool' returns indices, .* return_indices=False, .*leaves=\[ThatModule\]",
+    ):
+        quantize(ann, PMSM(), x)
+    qann = calibrate(quantize(ann, PMSM(), x, leaves=[PoolAndBack]), x)
+    assert verify(qann, convert(qann, skip=["body"]), x).exact
+
+
+def test_a_pool_that_returns_indices_is_refused_by_name_where_it_is_a_function():
+    class Functional(PoolAndBack):
+        def forward(self, x):
+            return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
+
+    ann, x = Unpooled(nn.Identity()), torch.randn(2, 1, 8, 8)
+    ann.body = Functional(nn.Identity())
+    with pytest.raises(
+        (QuantizationError, ConversionError), match=r"max_pool2d_with_indices|returns indices"
+    ):
+        convert(quantized(ann, PMSM(), x))

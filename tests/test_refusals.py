@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pmsm.errors import CalibrationError, ConversionError, QuantizationError, TraceError
+from pmsm.errors import CalibrationError, ConversionError, QuantizationError, SimulationError, TraceError
 from pmsm.graph import Network
 from pmsm.methods import PMSM
 from pmsm.qann.calibrate import calibrate
@@ -124,6 +124,28 @@ def test_a_decision_by_shape_is_checked_whenever_the_network_runs():
         snn(x[..., :4, :4])
 
 
+class Compares(Net):
+    """Branches on the data that are operators: both sides are computed."""
+
+    def middle(self, h):
+        h = torch.where(h.mean(-1, keepdim=True) > 0, h, -h)
+        positive = (h > 0) & ~(h >= 2)
+        return F.relu(h) * positive + positive.float() * 0.1
+
+
+def test_comparisons_between_operators_are_right():
+    assert_right(Compares())
+
+
+def test_a_choice_of_values_by_a_mask_has_no_size_and_is_refused():
+    class Picks(Net):
+        def middle(self, h):
+            return h * h[h > 0].mean() + torch.masked_select(h, h < 0).mean()
+
+    with pytest.raises(ConversionError, match=r"picks values by a mask.*x \* mask in place of x\[mask\]"):
+        spiking(Picks())
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Writes and side effects
 # ----------------------------------------------------------------------------------------------------------
@@ -218,6 +240,16 @@ def test_an_operator_of_the_users_own_is_refused_until_it_gets_a_rule():
     assert verify(qann, snn, [X]).max_difference == 0
 
 
+def test_a_layer_that_starts_at_zero_is_refused_until_it_starts_elsewhere():
+    """As some networks start the last layer of each block: nothing tells the step of the site behind it."""
+    ann = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 3))
+    nn.init.zeros_(ann[1].weight)
+    with pytest.raises(CalibrationError, match=r"no signal at all reaches '1_site'.*nn.init.normal_\(layer"):
+        spiking(ann)
+    nn.init.normal_(ann[1].weight, std=0.01)
+    assert_right(ann)
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Outputs
 # ----------------------------------------------------------------------------------------------------------
@@ -284,12 +316,26 @@ def test_complex_numbers_are_refused_by_name():
         spiking(Spectrum())
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="quantize looks for NaN in weights without data")
-def test_a_network_on_the_meta_device_is_refused():
-    with torch.device("meta"):
-        ann = Net()
-    with pytest.raises((TraceError, QuantizationError, CalibrationError), match="meta"):
-        spiking(ann)
+def test_a_network_without_values_is_refused_until_it_is_materialized():
+    text = r"has no values in first.weight, .*meta device.*ann.to_empty\(device='cpu'\).load_state_dict"
+    with pytest.raises(QuantizationError, match=f"Net {text}"):
+        quantize(Net().to("meta"), PMSM(), X)
+    qann, _ = spiking(Net())
+    with pytest.raises(ConversionError, match=text):
+        convert(qann.to("meta"))
+
+
+def test_inputs_without_values_are_refused():
+    x = X.to("meta")
+    with pytest.raises(TraceError, match=r"refuses the example.*meta"):
+        quantize(Net(), PMSM(), x)
+    qann, snn = spiking(Net())
+    with pytest.raises(
+        CalibrationError, match=r"batch 0 has no values, it is on the meta device: pass real data"
+    ):
+        calibrate(qann, [x])
+    with pytest.raises(SimulationError, match="the input has no values"):
+        simulate(snn, x, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

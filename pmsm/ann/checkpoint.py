@@ -76,6 +76,19 @@ def load_training(
     return training["epochs"]
 
 
+def load_weights(path: str | Path, network: nn.Module) -> None:
+    """Fill `network` alone from the training checkpoint `path`.
+
+    Raises:
+        CheckpointError: the file is truncated, foreign, or of another network; nothing has been changed.
+    """
+    header, tensors = _read(path)
+    _training(path, header)
+    model = _section(tensors, "model.")
+    _check_tensors(path, "network", model, _model_tensors(network))
+    network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
+
+
 def _model_tensors(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict()
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]

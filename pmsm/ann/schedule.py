@@ -24,6 +24,18 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
     return peak * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least  # bool is an int as well, and no number
+
+
+def _number(value: object, least: float, below: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below
+
+
+def _one_of(value: object, *names: str) -> bool:
+    return isinstance(value, str) and value in names
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the numbers of a run, as resolved; a checkpoint goes on only under the same settings."""
@@ -42,20 +54,38 @@ class Settings:
     compile: bool
 
     def __post_init__(self) -> None:
-        rules = {
-            "a whole number epochs >= 1": isinstance(self.epochs, int) and self.epochs >= 1,
-            "optimizer 'sgd' or 'adamw'": self.optimizer in LEARNING_RATES,
-            "0 < lr < inf": 0 < self.lr < math.inf,
-            "0 <= weight_decay < inf": 0 <= self.weight_decay < math.inf,
-            "0 <= momentum < 1": 0 <= self.momentum < 1,
-            "0 <= label_smoothing < 1": 0 <= self.label_smoothing < 1,
-            "0 <= warmup_epochs <= epochs": 0 <= self.warmup_epochs <= self.epochs,
-            "a whole number 0 <= seed < 2**63": isinstance(self.seed, int) and 0 <= self.seed < 2**63,
-            "precision 'auto', 'fp32' or 'bf16'": self.precision in ("fp32", "bf16"),
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
+        last = self.epochs if _whole(self.epochs, 1) else math.inf
+        usual = LEARNING_RATES["adamw" if self.optimizer == "adamw" else "sgd"]
+        rules = {  # name: whether it holds, what is needed, what to write
+            "epochs": (_whole(self.epochs, 1), "a whole number epochs >= 1", "30"),
+            "optimizer": (_one_of(self.optimizer, *LEARNING_RATES), "optimizer 'sgd' or 'adamw'", "'sgd'"),
+            "lr": (_number(self.lr, 0, math.inf) and self.lr > 0, "a number 0 < lr < inf", f"{usual}"),
+            "weight_decay": (
+                _number(self.weight_decay, 0, math.inf), "a number 0 <= weight_decay < inf", "5e-4",
+            ),
+            "momentum": (_number(self.momentum, 0, 1), "a number 0 <= momentum < 1", "0.9"),
+            "label_smoothing": (
+                _number(self.label_smoothing, 0, 1), "a number 0 <= label_smoothing < 1", "0.1",
+            ),
+            "warmup_epochs": (
+                _number(self.warmup_epochs, 0, math.inf) and self.warmup_epochs <= last,
+                f"a number 0 <= warmup_epochs <= epochs (here {last})", "1",
+            ),
+            "seed": (_whole(self.seed, 0) and self.seed < 2**63, "a whole number 0 <= seed < 2**63", "0"),
+            "precision": (
+                _one_of(self.precision, "fp32", "bf16"), "precision 'auto', 'fp32' or 'bf16'", "'auto'",
+            ),
+            "channels_last": (
+                isinstance(self.channels_last, bool), "channels_last True, False or 'auto'", "'auto'",
+            ),
+            "compile": (isinstance(self.compile, bool), "compile True or False", "False"),
+        }  # fmt: skip
+        broken = [name for name, (holds, _, _) in rules.items() if not holds]
         if broken:
-            raise TrainingError(f"train needs {', '.join(broken)}; got {self}.")
+            needed = ", ".join(rules[name][1] for name in broken)
+            got = ", ".join(f"{name}={getattr(self, name)!r}" for name in broken)
+            write = ", ".join(f"{name}={rules[name][2]}" for name in broken)
+            raise TrainingError(f"train needs {needed}; got {got}. Write train(..., {write}).")
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the global step `step`."""

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from pmsm.ann.batches import (
     Batches,
     check_finite,
+    check_iterable,
     check_network,
+    check_path,
     check_reiterable,
     count_batches,
     logits_of,
@@ -70,11 +72,10 @@ def train(
         progress: show a progress bar; default: if stderr is a terminal.
 
     Raises:
-        TrainingError: settings, data or network cannot be trained, or the loss became NaN or infinite.
+        TrainingError: settings, data, network or path cannot serve, or the loss became NaN or infinite.
         CheckpointError: the checkpoint cannot be written, is damaged, or belongs to another run.
     """
-    if resume and checkpoint is None:
-        raise TrainingError("resume=True needs the file to resume from: train(..., checkpoint='run.ckpt').")
+    path = check_path(checkpoint, resume)
     device = check_network(network)
     resolved = _precision(precision, device)
     if valid is not None:
@@ -82,7 +83,7 @@ def train(
     settings = Settings(
         epochs=epochs,
         batches=count_batches(train, "train"),
-        lr=LEARNING_RATES.get(optimizer, 0.1) if lr is None else lr,
+        lr=LEARNING_RATES.get(str(optimizer), 0.1) if lr is None else lr,
         optimizer=optimizer,
         weight_decay=weight_decay,
         momentum=momentum,
@@ -95,8 +96,7 @@ def train(
     )
     try:
         with progress_bar(sys.stderr.isatty() if progress is None else progress, settings) as report:
-            loop = _Loop(network, train, valid, settings, device, report)
-            return loop.run(None if checkpoint is None else Path(checkpoint), resume)
+            return _Loop(network, train, valid, settings, device, report).run(path, resume)
     finally:
         network.eval()
 
@@ -112,6 +112,7 @@ def evaluate(network: nn.Module, batches: Batches) -> float:
         TrainingError: no batch, a batch that does not fit the network, or outputs that are not a number.
     """
     device = check_network(network)
+    check_iterable(batches, "batches")
     modes = [(module, module.training) for module in network.modules()]
     correct, seen = torch.zeros((), dtype=torch.long, device=device), 0
     network.eval()
@@ -160,7 +161,7 @@ class _Loop:
         state = (self.network, self.optimizer, self.streams, asdict(self.settings))
         rows: list[Epoch] = []
         plain = torch.autocast(self.device.type, enabled=False)  # whatever the caller has switched on
-        with torch.enable_grad(), plain, _fork_rng(self.device):
+        with torch.inference_mode(False), torch.enable_grad(), plain, _fork_rng(self.device):
             self.streams["torch"].manual_seed(self.settings.seed)
             if "cuda" in self.streams:
                 self.streams["cuda"].manual_seed(self.settings.seed)
@@ -183,8 +184,11 @@ class _Loop:
         check_finite(self.network, f"after epoch {epoch + 1}", _lower(self.settings))
         valid_accuracy = None
         if self.valid is not None:
-            with _fork_rng(self.device):  # so that validation draws nothing from what training draws from
-                valid_accuracy = evaluate(self.network, self.valid)
+            try:
+                with _fork_rng(self.device):  # so that validation draws nothing from what training draws from
+                    valid_accuracy = evaluate(self.network, self.valid)
+            except TrainingError as error:
+                raise TrainingError(f"validation after epoch {epoch + 1}: {error}") from error
             self.report(valid=valid_accuracy)
         lr = self.optimizer.param_groups[0]["lr"]
         return Epoch(loss, accuracy, valid_accuracy, time.perf_counter() - start, lr)
@@ -223,6 +227,11 @@ class _Loop:
         # No cache: inside another autocast, torch would keep the bfloat16 weights of the first step for ever.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             logits = logits_of(self.forward, x, y, index)
+        if not logits.requires_grad:
+            raise TrainingError(
+                "the network's answer depends on no parameter that requires a gradient. Leave detach(), "
+                "no_grad() and argmax() out of its forward."
+            )
         logits = logits.float() if half else logits
         loss = F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
         value = loss.item()
@@ -255,6 +264,11 @@ def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         raise TrainingError(
             f"no parameter of {type(network).__name__} requires a gradient. Thaw some: "
             f"network.requires_grad_(True)."
+        )
+    if any(parameter.is_inference() for parameter in trained):
+        raise TrainingError(
+            f"{type(network).__name__} was built inside torch.inference_mode(), so it cannot learn. Build or "
+            f"load it outside."
         )
     groups = [
         {"params": [p for p in trained if p not in exempt], "weight_decay": settings.weight_decay},

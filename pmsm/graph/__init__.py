@@ -3,6 +3,7 @@
 The only folder that imports torch.fx.
 """
 
+from pmsm.graph.decompose import additive_mask
 from pmsm.graph.network import (
     Network,
     Node,
@@ -11,6 +12,7 @@ from pmsm.graph.network import (
     batches_of,
     call_of,
     channel_dim,
+    dtype_of,
     finish,
     fold_batchnorm,
     free_name,
@@ -35,6 +37,7 @@ from pmsm.graph.operators import (
     AVGPOOLS,
     BATCHNORMS,
     CONVOLUTIONS,
+    DISCRETE_CALLS,
     FUNCTIONAL,
     MATRIX_PRODUCTS,
     MAXPOOLS,
@@ -46,14 +49,16 @@ from pmsm.graph.operators import (
     SIZE_CALLS,
     WEIGHTED,
     WEIGHTED_CALLS,
+    TrainingOnly,
 )
 from pmsm.graph.trace import record_shapes, trace
 
 __all__ = [
-    "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "FUNCTIONAL", "MATRIX_PRODUCTS",
-    "MAXPOOLS", "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node", "PADDING_CALLS", "RELU",
-    "SIZE_CALLS", "WEIGHTED", "WEIGHTED_CALLS", "add_module", "apply", "batches_of", "call_of",
-    "channel_dim", "finish", "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after",
-    "is_module", "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes",
-    "remove", "require", "run", "shape_of", "signals", "trace",
+    "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "DISCRETE_CALLS", "FUNCTIONAL",
+    "MATRIX_PRODUCTS", "MAXPOOLS", "MEAN_CALLS", "MOVES", "MOVING_CALLS", "Network", "Node",
+    "PADDING_CALLS", "RELU", "SIZE_CALLS", "TrainingOnly", "WEIGHTED", "WEIGHTED_CALLS", "add_module",
+    "additive_mask", "apply", "batches_of", "call_of", "channel_dim", "dtype_of", "finish",
+    "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after", "is_module",
+    "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes", "remove",
+    "require", "run", "shape_of", "signals", "trace",
 ]  # fmt: skip

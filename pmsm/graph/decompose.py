@@ -84,6 +84,10 @@ def multihead_attention(
     if attn_mask is not None:  # here True means: leave out
         scores = _mask(scores, attn_mask, keep=False)
     share = torch.softmax(scores, -1)
+    if module.dropout:
+        share = F.dropout(
+            share, module.dropout, training=False
+        )  # as a module it follows the mode of the network
     out = call("out_proj", torch.matmul(share, v).transpose(1, 2).flatten(2))
     out = out if module.batch_first else out.transpose(0, 1)
     return out, (share.mean(1) if average_attn_weights else share)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -45,12 +46,16 @@ def run(network: Network, inputs: tuple[Any, ...], refuse: type[PMSMError], wher
     """The output of the network.
 
     Raises:
-        refuse: empty or non-finite inputs, or inputs that do not fit the network; the text names shape and
-            cause.
+        refuse: inputs without values, with NaN or Inf, or that do not fit the network; the text names shape
+            and cause.
     """
     for x in inputs:
         if isinstance(x, torch.Tensor) and (x.dim() == 0 or x.numel() == 0):
             raise refuse(f"{where}is empty, shape {tuple(x.shape)}: leave empty batches out, x is [N, ...].")
+        if isinstance(x, torch.Tensor) and x.is_meta:
+            raise refuse(
+                f"{where}has no values, it is on the meta device: pass real data, torch.randn(x.shape)."
+            )
         if isinstance(x, torch.Tensor) and x.is_floating_point() and not _finite(x):
             raise refuse(
                 f"{where}holds {int((~torch.isfinite(x)).sum())} values that are NaN or Inf. Remove or "
@@ -123,6 +128,12 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(getattr(found, "shape", ()))
 
 
+def dtype_of(node: Node) -> torch.dtype | None:
+    """Kind of numbers recorded for the example, of the first tensor where there are several; or None."""
+    found = pytree.tree_leaves(node.meta.get("tensor_meta"))
+    return next((leaf for leaf in found if isinstance(leaf, torch.dtype)), None)
+
+
 def channel_dim(network: Network, node: Node) -> int:
     """The dimension of a node's signal that counts channels: 1, but the last one behind Linear and
     LayerNorm.
@@ -148,7 +159,7 @@ def apply(network: Network, node: Node, values: dict[Node, Any]) -> Any:
 
 def keeps_batch_first(network: Network) -> bool:
     """Whether the batch is dimension 0 of every signal, as far as the calls that move dimensions can tell."""
-    return not any(_moves_first(node) for node in signals(network))
+    return not any(_moves_first(network, node) for node in signals(network))
 
 
 _DIMENSION_AT: dict[Any, int] = {
@@ -157,12 +168,17 @@ _DIMENSION_AT: dict[Any, int] = {
     ),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze", torch.squeeze, "squeeze", torch.flip, "flip"), 1),
     **dict.fromkeys((torch.narrow, "narrow", torch.select, "select", torch.cumsum, "cumsum"), 1),
-    **dict.fromkeys((torch.unflatten, "unflatten", torch.index_select, "index_select"), 1),
+    **dict.fromkeys((torch.index_select, "index_select"), 1),
     **dict.fromkeys(
         (torch.softmax, "softmax", torch.amax, "amax", torch.amin, "amin", torch.prod, "prod"), 1
     ),
     **dict.fromkeys((torch.chunk, "chunk", torch.split, "split", "split_with_sizes", torch.roll, "roll"), 2),
     **dict.fromkeys((torch.repeat_interleave, "repeat_interleave"), 2),
+    **dict.fromkeys((torch.max, "max", torch.min, "min", torch.var, "var", torch.std, "std"), 1),
+    **dict.fromkeys((torch.any, "any", torch.all, "all", torch.argsort, "argsort"), 1),
+    **dict.fromkeys((torch.argmax, "argmax", torch.argmin, "argmin", torch.gather, "gather"), 1),
+    **dict.fromkeys((F.log_softmax, torch.log_softmax), 1),
+    **dict.fromkeys((torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm, F.normalize), 2),
 }
 """Call -> position of the argument that says along which dimension it works; without it, along all or the
 first.
@@ -170,17 +186,22 @@ first.
 
 _PAIRS = {torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.movedim, "movedim"}
 _KEEP = {
-    torch.flatten, "flatten", torch.reshape, "reshape", "view", "view_as", "contiguous", "detach", "clone",
-    torch.clone, "expand_as", "expand",
+    torch.flatten, "flatten", torch.unflatten, "unflatten", torch.reshape, "reshape", "view", "view_as",
+    "contiguous", "detach", "clone", torch.clone, "expand_as", "expand",
 }  # fmt: skip
 """Calls that keep the order of the elements in memory: dimension 0 stays the slowest."""
 
 
-def _moves_first(node: Node) -> bool:
+def _moves_first(network: Network, node: Node) -> bool:
     """Whether a call moves, splits, joins or mixes dimension 0 of its signal; in doubt, it does."""
-    if node.op not in ("call_function", "call_method"):
+    if node.op in ("placeholder", "output"):
         return False
-    call, rank = call_of(node), len(shape_of(node.all_input_nodes[0]))
+    rank = len(shape_of(node.all_input_nodes[0]))
+    if node.op == "call_module":
+        module = module_of(network, node)
+        dim = getattr(module, "dim", getattr(module, "start_dim", None))
+        return isinstance(dim, int) and _touches_first(dim, rank)
+    call = call_of(node)
     if call in _DIMENSION_AT:
         at = _DIMENSION_AT[call]
         given = node.args[at] if len(node.args) > at else None
@@ -234,6 +255,13 @@ def add_module(network: Network, name: str, module: nn.Module) -> str:
     return name
 
 
+def replace_module(network: Network, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of another, whose submodules it takes over."""
+    for child, submodule in network.get_submodule(name).named_children():
+        module.add_module(child, submodule)
+    network.set_submodule(name, module)
+
+
 def _taken(network: Network, name: str) -> bool:
     owner: Any = network
     for part in name.split("."):
@@ -265,6 +293,11 @@ def remove(network: Network, node: Node) -> None:
 def finish(network: Network) -> Network:
     """Drop what is no longer called, check the graph, and recompile it."""
     network.delete_all_unused_submodules()
+    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    for path in [path for path in called if isinstance(network.get_submodule(path), BATCHNORMS)]:
+        children = network.get_submodule(path)._modules  # an activation inside it, by `replace_module`
+        for name in [n for n in children if not any(f"{c}.".startswith(f"{path}.{n}.") for c in called)]:
+            del children[name]
     network.graph.lint()
     network.recompile()
     return network
@@ -291,6 +324,8 @@ def fold_batchnorm(network: Network) -> Network:
         if not over_features or module_of(network, node).running_mean is None:
             continue
         _fold(module_of(network, layer), module_of(network, node))
+        if calls[str(node.target)] == 1:
+            replace_module(network, str(node.target), nn.Identity())
         remove(network, node)
     return finish(network)
 

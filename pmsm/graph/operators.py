@@ -8,6 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+
+class TrainingOnly(nn.Module):
+    """What acts in training mode only, such as stochastic depth: the identity in evaluation mode."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """[N, ...] -> [N, ...]."""
+        return self.module(x, *args, **kwargs) if self.training else x
+
+
 RELU = (nn.ReLU,)
 """Absorbed by a quantizer whose smallest code is zero."""
 
@@ -36,7 +49,7 @@ MOVES = (
     nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad1d,
     nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d,
     nn.ReplicationPad2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d,
-    nn.Unfold,
+    nn.Unfold, TrainingOnly,
 )  # fmt: skip
 """Modules that only move, repeat or drop values (in evaluation): a code stays a code."""
 
@@ -109,6 +122,12 @@ def _softmax(dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | 
     return nn.Softmax(dim)
 
 
+def _stochastic_depth(p: float, mode: str, training: bool = True) -> nn.Module:
+    from torchvision.ops import StochasticDepth
+
+    return TrainingOnly(StochasticDepth(p, mode))
+
+
 FUNCTIONAL: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _plain(nn.ReLU)),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), _plain(nn.Sigmoid)),
@@ -140,7 +159,7 @@ FUNCTIONAL: dict[Any, Callable[..., nn.Module]] = {
     F.adaptive_avg_pool2d: _pool(nn.AdaptiveAvgPool2d),
     **dict.fromkeys((F.dropout, torch.dropout), _dropout(nn.Dropout)),
     F.dropout2d: _dropout(nn.Dropout2d),
-    "torchvision.ops.stochastic_depth.stochastic_depth": lambda p, mode, training=False: nn.Identity(),
+    "torchvision.ops.stochastic_depth.stochastic_depth": _stochastic_depth,
 }
 """Function or method name -> builder of the module that does the same; its arguments are those behind the
 signal.
@@ -165,5 +184,16 @@ MATRIX_PRODUCTS = {
     operator.matmul, torch.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm", torch.einsum, "__matmul__",
 }  # fmt: skip
 """Products of matrices: every operand that carries data must be a code."""
+
+_COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+_CHOICES = (
+    *_COMPARISONS, "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_xor", "logical_not",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "any", "all", "argmax", "argmin", "argsort",
+)  # fmt: skip
+DISCRETE_CALLS = {
+    *(getattr(operator, name) for name in (*_COMPARISONS, "and_", "or_", "xor", "invert")),
+    *(getattr(torch, name) for name in _CHOICES), *_CHOICES, F.one_hot, "bool", "int", "long",
+}  # fmt: skip
+"""Comparisons and choices: their results are truth values or whole numbers, which have no mean over time."""
 
 ADDITIONS = {operator.add, torch.add, "add"}

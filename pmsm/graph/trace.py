@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree as pytree
 
 from pmsm.errors import TraceError
 from pmsm.graph.decompose import decompose
-from pmsm.graph.network import Network, Node, add_module, call_of, module_of
-from pmsm.graph.operators import FUNCTIONAL, IN_PLACE_FUNCTIONS, MOVING_CALLS, OUT_OF_PLACE
+from pmsm.graph.network import Network, Node, add_module, call_of, module_of, replace_module
+from pmsm.graph.operators import (
+    BATCHNORMS,
+    FUNCTIONAL,
+    IN_PLACE_FUNCTIONS,
+    MOVING_CALLS,
+    OUT_OF_PLACE,
+    TrainingOnly,
+)
 from pmsm.graph.tracer import Tracer
 
 REWRITTEN = 1e-3
@@ -35,7 +43,9 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
         leaves: module types to be kept as one opaque operator each.
 
     Returns:
-        A graph module in evaluation mode; parameters keep their names.
+        A graph module in evaluation mode; parameters keep their names. In training mode it does what the
+        network does as far as that is done by modules; what else hangs on `self.training` inside a forward
+        pass is as in evaluation.
 
     Raises:
         TraceError: control flow that depends on data, an in-place call that cannot be undone, an example that
@@ -45,12 +55,15 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     network = copy.deepcopy(network).eval()
     inputs = None if example is None else _inputs(example)
     names = _input_names(network, inputs)
+    tracer = Tracer(tuple(leaves), inputs)
     try:
-        graph = _enter(Tracer(tuple(leaves), inputs), network, names)
+        graph = _enter(tracer, network, names)
     except Exception as error:
         raise TraceError(_untraceable(network, error)) from error
     traced = fx.GraphModule(network, graph, type(network).__name__)
     wanted = _output(network, example) if example is not None else None
+    _keep_keys(network, traced)
+    _keep_training(network, traced, tracer.training_only)
     _undo_in_place(traced)
     rewritten = decompose(traced)
     _functions_to_modules(traced)
@@ -170,6 +183,35 @@ def _same(a: Any, b: Any, tolerance: float) -> bool:
     if tolerance and a.is_floating_point() and bool(torch.isfinite(a).all()):
         return bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-30)) if a.numel() else True
     return torch.equal(a, b)
+
+
+def _keep_keys(network: nn.Module, traced: Network) -> None:
+    """Buffers that the network does not save, such as tables of indices, are not saved here either."""
+    for path, module in network.named_modules():
+        for name in module._non_persistent_buffers_set if path in dict(traced.named_modules()) else ():
+            traced.get_submodule(path)._non_persistent_buffers_set.add(name)
+
+
+def _keep_training(network: nn.Module, traced: Network, training_only: set[str]) -> None:
+    """Let training do what it did, though the graph was traced in evaluation mode.
+
+    Stochastic depth and the like stay modules. A subclass of BatchNorm that calls `F.batch_norm` itself
+    becomes a BatchNorm under its name, which updates its running statistics.
+    """
+    for path in training_only:
+        traced.set_submodule(path, TrainingOnly(traced.get_submodule(path)).eval())
+    for node in traced.graph.nodes:
+        if node.target is not F.batch_norm:
+            continue
+        path = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())[-1][0]
+        owner: Any = network.get_submodule(path)
+        kind = next((kind for kind in BATCHNORMS if isinstance(owner, kind)), None)
+        statistics = [getattr(argument, "target", None) for argument in node.args[1:3]]
+        if kind is not None and statistics == [f"{path}.running_mean", f"{path}.running_var"]:
+            norm = kind(owner.num_features, owner.eps, owner.momentum, owner.affine).eval()
+            norm._parameters, norm._buffers = owner._parameters, owner._buffers
+            replace_module(traced, path, norm)
+            node.op, node.target, node.args, node.kwargs = "call_module", path, node.args[:1], {}
 
 
 def _undo_in_place(network: Network) -> None:

@@ -34,6 +34,7 @@ class Tracer(fx.Tracer):
         self.looking = False
         self.examples: list[dict[Node, Any]] = []
         self.asserted: set[Node] = set()
+        self.training_only: set[str] = set()  # paths of modules that do nothing in evaluation mode
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
@@ -67,7 +68,12 @@ class Tracer(fx.Tracer):
         made_by_forward = m not in (self.submodule_paths or {})  # as in nn.ReLU()(x)
         if self.looking or made_by_forward:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        result = super().call_module(m, forward, args, kwargs)
+        if args and result is args[0] and _may_act_in_training(m):
+            path = self.path_of_module(m)
+            self.training_only.add(path)
+            return self.create_proxy("call_module", path, args, kwargs)
+        return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -128,6 +134,12 @@ class Tracer(fx.Tracer):
             self.asserted.add(node)
             same = self.create_node("call_function", operator.eq, (node, value), {})
             self.create_node("call_function", torch._assert, (same, SAME.format(node.name)), {})
+
+
+def _may_act_in_training(module: nn.Module) -> bool:
+    """Whether a module that hands on what it is given may do more in training mode."""
+    stateless = next(module.parameters(), None) is None and next(module.buffers(), None) is None
+    return stateless and not isinstance(module, nn.Sequential)
 
 
 class _Proxy(fx.Proxy):

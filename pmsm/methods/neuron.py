@@ -162,7 +162,8 @@ class Neuron(nn.Module):
         return True
 
     def _kernel_arrays(self, *tensors: Tensor | None) -> list[Any] | None:
-        if (self.probe is not None and self.probe.keep) or self.threshold.dtype != torch.float32:
+        inexact = self.most_spikes >= 2**13  # a kernel sums 2,048 counts in float32
+        if (self.probe is not None and (self.probe.keep or inexact)) or self.threshold.dtype != torch.float32:
             return None
         first = tensors[0]
         # Samples must lie one behind the other: the kernels take [N, M].
@@ -188,6 +189,15 @@ class Neuron(nn.Module):
             bound.sub_(out).add_(step)
         v.sub_(out)
         return out
+
+    def in_one_step(self, out: Tensor) -> Tensor:
+        """What `forward` returned, as [N, ...] spikes of one timestep times the threshold."""
+        return out
+
+    @property
+    def most_spikes(self) -> int:
+        """Most spikes of one neuron in one timestep, of either sign."""
+        return max(map(abs, self._burst()))
 
     def _burst(self) -> tuple[int, int]:
         """Most negative and most positive count of a single step."""

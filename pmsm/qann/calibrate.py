@@ -109,7 +109,8 @@ def _refuse_silent(found: dict[Quantizer, entropy.Distribution]) -> None:
 def _silent(names: list[str]) -> CalibrationError:
     return CalibrationError(
         f"no signal at all reaches {', '.join(map(repr, names))}: every value is zero. Calibrate on data "
-        f"that the network was made for, or remove the dead layer in front of it."
+        f"that the network was made for, or remove the dead layer in front of it. A layer that a new network "
+        f"starts at zero must be trained first, or start elsewhere: nn.init.normal_(layer.weight, std=0.01)."
     )
 
 

@@ -138,15 +138,16 @@ def _refuse_bad_arguments(ann: Any, method: Any, example: Any) -> None:
 
 
 def refuse_bad_weights(ann: nn.Module, refuse: type[PMSMError]) -> None:
-    """Refuse a network with NaN or Inf among its parameters and buffers; `start` of an uncalibrated site is
-    none.
+    """Refuse a network whose parameters and buffers hold no values, or NaN or Inf; `start` of an uncalibrated
+    site is none.
     """
-    bad = [
-        name
-        for name, tensor in (*ann.named_parameters(), *ann.named_buffers())
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-    if bad:
+    tensors = [(n, t) for n, t in (*ann.named_parameters(), *ann.named_buffers()) if t.is_floating_point()]
+    if empty := [name for name, tensor in tensors if tensor.is_meta]:
+        raise refuse(
+            f"{type(ann).__name__} has no values in {', '.join(empty)}: on the meta device. Materialize "
+            f"it and load its weights, ann.to_empty(device='cpu').load_state_dict(weights)."
+        )
+    if bad := [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]:
         raise refuse(
             f"{type(ann).__name__} holds NaN or Inf in {', '.join(bad)}. Load sound weights, or train again "
             f"with a smaller learning rate."
@@ -315,6 +316,12 @@ def _site(qann: Network, node: Node, name: str, *, rectified: bool) -> Site:
 
 def _quantizer(qann: Network, method: Method, site: Site) -> Quantizer:
     like = next((p for p in qann.parameters() if p.is_floating_point()), torch.empty(0))
+    largest = round(1 / torch.finfo(like.dtype).eps)  # from here on, v + 1/2 is rounded
+    if getattr(method, "levels", 2) - 1 > largest:
+        raise QuantizationError(
+            f"{method!r} has more levels than {like.dtype} counts exactly, {largest + 1} at most. Quantize "
+            f"ann.float(), or take fewer levels."
+        )
     return method.quantizer(site).to(like.device, like.dtype).eval()
 
 

@@ -19,6 +19,7 @@ from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.qann.quantize import refuse_bad_weights
 from pmsm.snn.temporal import Rule, Static, TensorMethod
+from pmsm.snn.unroll import unrolled
 
 LINEAR, STATIC, PRODUCT = Rule.LINEAR, Rule.STATIC, Rule.PRODUCT
 
@@ -31,9 +32,8 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys(
         (*graph.ADDITIONS, operator.sub, torch.sub, "sub", operator.neg, torch.neg, "neg"), LINEAR
     ),
-    **dict.fromkeys(
-        (F.interpolate, "to", "float", "type_as", nn.Fold, F.fold, torch.cumsum, "cumsum"), LINEAR
-    ),
+    **dict.fromkeys(("to", "type_as", "float", "double", "half", "bfloat16"), LINEAR),
+    **dict.fromkeys((F.interpolate, nn.Fold, F.fold, torch.cumsum, "cumsum"), LINEAR),
     **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), PRODUCT),
     **dict.fromkeys((*graph.MATRIX_PRODUCTS, *graph.WEIGHTED_CALLS), PRODUCT),
     **dict.fromkeys((torch.where, "where", torch.masked_fill, "masked_fill"), PRODUCT),
@@ -53,6 +53,8 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys((torch.square, "square", torch.reciprocal, "reciprocal", torch.sin, torch.cos), STATIC),
     **dict.fromkeys((torch.linalg.norm, torch.linalg.vector_norm, torch.erf, "erf"), STATIC),
     **dict.fromkeys((torch.gather, "gather"), PRODUCT),
+    **dict.fromkeys(graph.DISCRETE_CALLS, STATIC),
+    graph.additive_mask: LINEAR,
 }
 """Module type, function or method name -> how it runs over time; a callable makes the module that replaces
 it.
@@ -70,6 +72,7 @@ def convert(
     rules: Mapping[Any, Any] = RULES,
     skip: Iterable[str] = (),
     fold: bool = False,
+    unroll: bool = False,
 ) -> Network:
     """The spiking network of a calibrated or trained QANN; run it with `simulate`.
 
@@ -84,6 +87,8 @@ def convert(
         rules: how each operator runs over time; extend with `RULES | {MyLayer: Rule.LINEAR}`.
         skip: name patterns of operators that run float, as static maps, without a rule of their own.
         fold: fold BatchNorm into the layers in front, for deployment; equal up to rounding only.
+        unroll: for hardware with binary spikes: a count k is sent as |k| spikes of one, in as many
+            micro-steps of each timestep as the largest count has (`snn.meta["micro_steps"]`).
 
     Returns:
         A graph module; called directly, it runs one timestep. Its weights keep their requires_grad: torch
@@ -110,7 +115,7 @@ def convert(
             snn.set_submodule(str(node.target), rule(graph.module_of(snn, node)))
         elif rule is STATIC and mode == "integrate":  # tracking: sums travel, f of the sums is what arrives
             _make_static(snn, node, signals)
-    return graph.finish(snn)
+    return unrolled(graph.finish(snn)) if unroll else graph.finish(snn)
 
 
 def rule_for(
@@ -119,8 +124,9 @@ def rule_for(
     """How an operator runs over time: LINEAR, STATIC or a user's callable; None if nothing is known of it."""
     rule = rules.get(_key(graph.kind_of(network, node), rules))
     if rule is PRODUCT:
-        return LINEAR if _is_linear(node, signals) else STATIC
-    return rule
+        rule = LINEAR if _is_linear(node, signals) else STATIC
+    chooses = any(_is_choice(n, signals) for n in (node, *node.all_input_nodes))
+    return STATIC if rule is LINEAR and chooses else rule
 
 
 def _operators(network: Network, signals: set[Node]) -> list[Node]:
@@ -137,16 +143,34 @@ def _key(kind: Any, rules: Mapping[Any, Any]) -> Any:
 
 
 def _is_linear(node: Node, signals: set[Node]) -> bool:
-    """Whether a product is linear in the only operand that carries data of the sample."""
-    carriers = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if leaf in signals]
-    if node.target in DIVISIONS and (node.args[0] not in signals or node.kwargs.get("rounding_mode")):
-        return False
-    return len(carriers) == 1
+    """Whether a product is linear in the only operand that changes over time."""
+    leaves = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
+    carriers = [n for n in leaves if n in signals and (_is_number(n) or _is_choice(n, signals))]
+    if carriers and node.target in DIVISIONS:
+        return node.args[0] is carriers[0] and len(carriers) == 1 and not node.kwargs.get("rounding_mode")
+    return len(carriers) < 2
+
+
+def _is_choice(node: Node, signals: set[Node]) -> bool:
+    """Whether the node gives truth values or whole numbers that depend on signals which change over time.
+
+    Such a value has no mean: it travels as f of the mean inputs so far, see `Static`. Whole numbers that the
+    network is given, and what depends on them alone, stay the same at every step.
+    """
+    waiting = [node] if node in signals else []
+    while waiting and not _is_number(waiting[-1]):
+        waiting += signals.intersection(waiting.pop().all_input_nodes)
+    return bool(waiting) and waiting[-1] is not node
+
+
+def _is_number(node: Node) -> bool:
+    dtype = graph.dtype_of(node)
+    return dtype is None or dtype.is_floating_point or dtype.is_complex
 
 
 def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
     """Give the call a `Static` of its own, also where its module has other calls."""
-    varies = tuple(leaf in signals for leaf in pytree.tree_leaves((node.args, node.kwargs)))
+    varies = _where_signals((node.args, node.kwargs), signals)
     if node.op == "call_module":
         operator_: Any = graph.module_of(snn, node)
     else:
@@ -160,6 +184,17 @@ def _make_static(snn: Network, node: Node, signals: set[Node]) -> None:
     node.op = "call_module"
 
 
+def _where_signals(argument: Any, signals: set[Node]) -> Any:
+    """Which parts of an argument are signals, as `Static` wants it told."""
+    if isinstance(argument, dict):
+        parts = {key: _where_signals(part, signals) for key, part in argument.items()}
+        return parts if any(parts.values()) else False
+    if isinstance(argument, list | tuple):
+        parts = tuple(_where_signals(part, signals) for part in argument)
+        return parts if any(parts) else False
+    return isinstance(argument, Node) and argument in signals
+
+
 def _refuse_unknown(qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ...]) -> None:
     unknown: dict[str, list[str]] = {}
     names: list[str] = []
@@ -169,13 +204,11 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ..
         skipped = any(fnmatchcase(names[-1], pattern) for pattern in skip)
         if skipped or graph.is_module(qann, node, (Quantizer,)):
             continue
-        if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
-            _refuse_batch_statistics(qann, node)
+        if reason := refusal(qann, node):
+            raise ConversionError(reason)
         if rule_for(qann, node, signals, rules) is None:
             unknown.setdefault(spelled(graph.kind_of(qann, node)), []).append(names[-1])
-    missing = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
-    if missing:
-        raise ConversionError(f"skip matches no operator: {', '.join(map(repr, missing))}. See pmsm.explain.")
+    refuse_unmatched(skip, names)
     if unknown:
         listed = "; ".join(f"{kind} at {', '.join(map(repr, names))}" for kind, names in unknown.items())
         first = next(iter(unknown))
@@ -187,17 +220,40 @@ def _refuse_unknown(qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ..
         )
 
 
-def _refuse_batch_statistics(qann: Network, node: Node) -> None:
+def refuse_unmatched(skip: Iterable[str], names: list[str]) -> None:
+    """A pattern without an operator is a mistake."""
+    missing = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
+    if missing:
+        raise ConversionError(f"skip matches no operator: {', '.join(map(repr, missing))}. See pmsm.explain.")
+
+
+def refusal(qann: Network, node: Node) -> str:
+    """Why no rule can run an operator over time, though its kind has one; "" if one can."""
+    name = graph.operator_name(qann, node)
     if node.op == "call_module":
-        from_batch = getattr(graph.module_of(qann, node), "running_mean", None) is None
-    else:
-        from_batch = bool(node.kwargs.get("training", node.args[5] if len(node.args) > 5 else False))
-    if from_batch:
-        raise ConversionError(
-            f"{graph.operator_name(qann, node)!r} takes its statistics from the batch "
-            f"(track_running_stats=False): it is no map of one sample, so no rule can run it over time. "
-            f"Train it with track_running_stats=True."
+        from_batch = graph.is_module(qann, node, graph.BATCHNORMS) and (
+            graph.module_of(qann, node).running_mean is None
         )
+    else:
+        training = node.kwargs.get("training", node.args[5] if len(node.args) > 5 else False)
+        from_batch = node.target is F.batch_norm and bool(training)
+    if from_batch:
+        return (
+            f"{name!r} takes its statistics from the batch (track_running_stats=False): it is no map of one "
+            f"sample, so no rule can run it over time. Train it with track_running_stats=True."
+        )
+    by_mask = node.target is operator.getitem and torch.bool in map(graph.dtype_of, node.all_input_nodes[1:])
+    if by_mask or (node.target is torch.where and len(node.args) + len(node.kwargs) == 1):
+        return (
+            f"{name!r} picks values by a mask: the size of its result depends on the data, and with it on "
+            f"the timestep. Keep the size, torch.where(mask, x, 0) or x * mask in place of x[mask]."
+        )
+    if graph.kind_of(qann, node) in graph.DISCRETE_CALLS and graph.dtype_of(node) is None:
+        return (
+            f"{name!r} gives truth values or whole numbers, and the network has lost what kinds of numbers "
+            f"it computes. Record them again: pmsm.graph.record_shapes(qann, example)."
+        )
+    return ""
 
 
 def spelled(kind: Any) -> str:

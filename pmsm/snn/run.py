@@ -102,12 +102,14 @@ class Recorder:
     def __call__(self, spikes: Tensor, t: int, row: int) -> None:
         """See `Probe`."""
         neurons = spikes[0].numel()
-        exact = torch.float64 if neurons * 64 >= 2**24 else torch.promote_types(spikes.dtype, torch.float32)
-        net = _whole(spikes.flatten(1).sum(1, dtype=exact))
         # Only from t=2 on does a rectified site send negative spikes, to take back what it sent too early.
         one_sign = t == 0 and not self.signed
-        size = net if one_sign else _whole(spikes.abs().flatten(1).sum(1, dtype=exact))
-        self._hear(t, net, size, neurons)
+        sizes, exact = spikes if one_sign else spikes.abs(), torch.promote_types(spikes.dtype, torch.float32)
+        size = sizes.flatten(1).sum(1, dtype=exact)
+        if exact != torch.float64 and size.max() >= 2**24:  # from here on float32 rounds
+            exact, size = torch.float64, sizes.flatten(1).sum(1, dtype=torch.float64)
+        net = size if one_sign else spikes.flatten(1).sum(1, dtype=exact)
+        self._hear(t, _whole(net), _whole(size), neurons)
         if self.keep:
             self._heard[self.first + t].counts.append(spikes.to("cpu", torch.int16))
 

@@ -157,8 +157,10 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
 
     def hook(name: str, step: Tensor):
         def record(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            codes = (out / step).round()
-            found[name] = codes.to(torch.int32), torch.equal(codes * step, out), args[0]
+            out = module.in_one_step(out) if isinstance(module, Neuron) else out
+            codes = (out.double() / step.double()).round()
+            whole = torch.equal((codes * step.double()).to(out.dtype), out)
+            found[name] = codes.to(torch.int32), whole, args[0]
 
         return record
 

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pmsm import graph
-from pmsm.errors import ConversionError
 from pmsm.graph import Network, Node
 from pmsm.methods import PMSM
 from pmsm.methods.base import Method, Quantizer, Start
 from pmsm.qann.quantize import moves_codes, quantize
-from pmsm.snn.convert import RULES, _refuse_batch_statistics, rule_for, spelled
+from pmsm.snn.convert import RULES, refusal, refuse_unmatched, rule_for, spelled
 from pmsm.snn.temporal import Rule
 from pmsm.study.macs import count_macs
 
@@ -154,27 +153,33 @@ def explain(
     example: Any,
     method: Method = PMSM(),  # noqa: B008 -- a method is frozen
     *,
+    overrides: Mapping[str, Method] | None = None,
+    skip: Iterable[str] = (),
     leaves: Iterable[type[nn.Module]] = (),
     rules: Mapping[Any, Any] = RULES,
+    skip_operators: Iterable[str] = (),
 ) -> Explanation:
     """What would become of each operator of a float network, and what it costs; nothing is changed.
 
     Args:
-        ann, example, method, leaves: as for `quantize`; the example's values do not matter.
-        rules: as for `convert`.
+        ann, example, method, overrides, skip, leaves: as for `quantize`; the example's values do not matter.
+        rules: as for `convert`, whose mode, burst and fold change no fate; skip_operators: its `skip`.
 
     Raises:
         TraceError, QuantizationError: as `quantize`; what `convert` would refuse is a row instead.
+        ConversionError: a pattern of `skip_operators` matches no operator.
     """
-    walk = _Walk(quantize(ann, method, example, leaves=leaves), method, rules)
-    return Explanation(type(ann).__name__, repr(method), tuple(walk.rows()))
+    qann = quantize(ann, method, example, overrides=overrides, skip=skip, leaves=leaves)
+    rows = tuple(_Walk(qann, rules, tuple(skip_operators)).rows())
+    refuse_unmatched(skip_operators, [row.name for row in rows])
+    return Explanation(type(ann).__name__, repr(method), rows)
 
 
 class _Walk:
     """What is known of the operators so far, on the way through a quantized network from input to output."""
 
-    def __init__(self, qann: Network, method: Method, rules: Mapping[Any, Any]):
-        self.qann, self.method, self.rules = qann, method, rules
+    def __init__(self, qann: Network, rules: Mapping[Any, Any], skip: tuple[str, ...]):
+        self.qann, self.rules, self.skip = qann, rules, skip
         self.signals = graph.signals(qann)
         self.folded = _folded(qann)
         self.named = dict(qann.named_parameters(remove_duplicate=False))
@@ -203,7 +208,7 @@ class _Walk:
         self.counted |= parameters
         return Row(
             name=graph.operator_name(self.qann, node),
-            kind=type(self.method).__name__ if is_site else self._kind(node),
+            kind=self._kind(node).removesuffix("Quantizer") if is_site else self._kind(node),
             shape=_per_sample(graph.shape_of(node), self.batch),
             fate=fate,
             split=_split(graph.module_of(self.qann, node)) if is_site else "",
@@ -218,11 +223,14 @@ class _Walk:
         name, rule = graph.operator_name(self.qann, node), rule_for(self.qann, node, self.signals, self.rules)
         if graph.is_module(self.qann, node, (Quantizer,)):
             return "site", self._stands(node)
+        skipped = any(fnmatchcase(name, pattern) for pattern in self.skip)
+        if not skipped and (reason := refusal(self.qann, node)):
+            return "unsupported", reason
+        if rule is None and skipped:
+            return "static map", "without a rule, on request: runs on the mean of its inputs"
         if rule is None:
             key = spelled(graph.kind_of(self.qann, node))
             return "unsupported", f"no rule: rules=RULES | {{{key}: Rule.STATIC}}, or skip=[{name!r}]"
-        if refusal := _refusal(self.qann, node):
-            return "unsupported", refusal
         if node in self.folded:
             return "folded", f"on request into {graph.operator_name(self.qann, node.all_input_nodes[0])}"
         if not isinstance(rule, Rule):
@@ -268,16 +276,6 @@ def _folded(qann: Network) -> set[Node]:
     norms = [node for node in qann.graph.nodes if graph.is_module(qann, node, graph.BATCHNORMS)]
     left = {node.name for node in graph.fold_batchnorm(qann).graph.nodes} if norms else set()
     return {node for node in norms if node.name not in left}
-
-
-def _refusal(qann: Network, node: Node) -> str:
-    """Why `convert` refuses a BatchNorm, or nothing."""
-    if graph.is_module(qann, node, graph.BATCHNORMS) or node.target is F.batch_norm:
-        try:
-            _refuse_batch_statistics(qann, node)
-        except ConversionError as error:
-            return str(error)
-    return ""
 
 
 def _split(quantizer: Any) -> str:

@@ -1,8 +1,10 @@
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +139,33 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert in_another_process(code, path).returncode == -signal.SIGKILL
     assert os.listdir(tmp_path) == ["run.ckpt"]
     assert same(run(checkpoint=path, resume=True)[0], run()[0])
+
+
+def test_a_run_killed_in_the_middle_of_a_write_resumes_bit_for_bit(tmp_path):
+    path = tmp_path / "run.ckpt"
+    code = """
+class Limited(list):
+    def set_epoch(self, epoch):
+        if epoch == 1:  # from now on the kernel kills this process when a file grows beyond 8192 bytes
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+claims.run(Limited(claims.BATCHES), checkpoint=sys.argv[2])
+"""
+    assert in_another_process(code, path).returncode == -signal.SIGXFSZ
+    half_written = [file for file in tmp_path.iterdir() if file != path]
+    assert [file.stat().st_size for file in half_written] == [8192]
+    resumed, history = run(checkpoint=path, resume=True)
+    assert same(resumed, run()[0])
+    assert len(history.epochs) == EPOCHS
+
+
+def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(tmp_path):
+    recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "kill_and_resume.py"))
+    kills, differing = recipe["kill_and_resume"](tmp_path, kills=3, epochs=6, seed=0)
+    assert differing == []
+    assert kills, "a machine under load may miss the last kills, but not all"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(finished):

@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from pmsm.ann.schedule import Epoch, History, Settings, learning_rate
 from pmsm.errors import TrainingError
@@ -51,6 +53,41 @@ def test_a_warm_up_as_long_as_the_run_only_rises():
 def test_a_setting_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(TrainingError, match=f"train needs .*{next(iter(wrong))}.*; got"):
         Settings(**SETTINGS | wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: value} for name in ("epochs", "seed") for value in ("3", 2.5, True, None, np.int64(3))),
+        *(
+            {name: value}
+            for name in ("lr", "weight_decay", "momentum", "label_smoothing", "warmup_epochs")
+            for value in ("0.1", True, None, 0.1j, [0.1], torch.tensor(0.1), np.float32(0.1), float("nan"))
+        ),
+        *(
+            {name: value}
+            for name in ("optimizer", "precision")
+            for value in (None, ["sgd"], {}, torch.float32)
+        ),
+        *({name: value} for name in ("channels_last", "compile") for value in ("yes", 1, None)),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_refused_with_what_to_write(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(
+        TrainingError, match=rf"train needs .*{name}.*; got {name}=.*Write train\(\.\.\., {name}="
+    ):
+        Settings(**SETTINGS | wrong)
+
+
+def test_every_wrong_setting_is_told_at_once_and_no_right_one():
+    with pytest.raises(TrainingError) as refused:
+        Settings(**SETTINGS | {"epochs": "3", "lr": -1.0, "optimizer": "adamw"})
+    assert str(refused.value) == (
+        "train needs a whole number epochs >= 1, a number 0 < lr < inf; got epochs='3', lr=-1.0. Write "
+        "train(..., epochs=30, lr=0.001)."
+    )
 
 
 def test_a_history_survives_json():

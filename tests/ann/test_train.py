@@ -119,6 +119,17 @@ def test_a_network_trains_inside_no_grad_and_inside_autocast_as_outside(precisio
     assert torch.equal(inside, trained(precision=precision))
 
 
+def test_a_network_trains_inside_inference_mode_as_outside_but_is_not_built_there():
+    ann = network()
+    with torch.inference_mode():
+        train(ann, BATCHES, epochs=2, lr=0.05, precision="fp32")
+    assert torch.equal(weights(ann), trained())
+    with torch.inference_mode():
+        ann = network()
+    with pytest.raises(TrainingError, match=r"built inside torch\.inference_mode\(\).*outside"):
+        trained(ann=ann)
+
+
 def test_one_class_is_refused():
     with pytest.raises(TrainingError, match=r"every label is 0: with one class there is nothing to learn"):
         trained([(x, torch.zeros_like(y)) for x, y in BATCHES])
@@ -170,6 +181,86 @@ def test_resume_needs_a_file_to_resume_from():
         trained(resume=True)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": "3"},
+        {"epochs": 2.5},
+        {"epochs": 0},
+        {"lr": float("nan")},
+        {"lr": -0.1},
+        {"lr": "x"},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"weight_decay": -1e-4},
+        {"optimizer": "adam"},
+        {"optimizer": ["sgd"]},
+        {"optimizer": torch.optim.SGD},
+        {"precision": "fp16"},
+        {"precision": torch.bfloat16},
+        {"seed": True},
+        {"channels_last": "yes"},
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_refused_before_anything_is_learned(wrong):
+    ann, name = network(), next(iter(wrong))
+    before = weights(ann)
+    with pytest.raises(TrainingError, match=rf"train needs .*{name}.*; got {name}=.*Write train\(.*{name}="):
+        trained(ann=ann, **wrong)
+    assert torch.equal(weights(ann), before)
+
+
+@pytest.mark.parametrize(
+    "x, y, text",
+    [
+        (X, Y.float(), r"torch\.float32; needed are .* y\.long\(\)"),
+        (X, Y + 1, r"labels from 1 to 4, but the network has 4 logits .*num_classes=5"),
+        (X, Y - 1, r"labels from -1 to 2, but the network has 4 logits"),
+        (X.double(), Y, r"torch\.float64: .*x\.float\(\)"),
+        (X.numpy(), Y.numpy(), r"is a tuple \(ndarray, ndarray\), not a pair of tensors"),
+        (X, None, r"is a tuple \(Tensor, NoneType\), not a pair of tensors"),
+    ],
+    ids=["float labels", "high label", "low label", "double", "numpy", "no labels"],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_one_for_validation_is_told_apart(x, y, text):
+    with pytest.raises(TrainingError, match=f"^(the network cannot take )?batch 0 .*{text}"):
+        trained([(x, y)])
+    with pytest.raises(TrainingError, match=f"^validation after epoch 1: .*batch 0 .*{text}"):
+        trained(valid=[(x, y)])
+
+
+@pytest.mark.parametrize(
+    "answer, text",
+    [
+        (lambda y: (y, y), r"with tuple; needed are logits \[N, classes\]"),
+        (lambda y: y[:, 0], r"with \(16,\) of torch.float32; needed are logits \[N, classes\]"),
+        (lambda y: y.argmax(1, keepdim=True), r"of torch.int64; needed are logits"),
+        (lambda y: y.detach(), r"depends on no parameter that requires a gradient.*detach\(\)"),
+    ],
+    ids=["tuple", "[N]", "classes", "detached"],
+)
+def test_an_answer_that_cannot_be_learned_from_is_refused(answer, text):
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            return answer(self.body(x))
+
+    with pytest.raises(TrainingError, match=text):
+        trained(ann=Answers())
+
+
+def test_a_checkpoint_that_is_a_folder_is_refused_before_the_first_epoch(tmp_path):
+    ann = network()
+    before = weights(ann)
+    with pytest.raises(TrainingError, match=r"cannot be a file: it is a folder.*checkpoint='run\.ckpt'"):
+        trained(ann=ann, checkpoint=tmp_path)
+    assert torch.equal(weights(ann), before)
+
+
 def test_evaluate_counts_and_restores_every_mode():
     ann = network()
     ann.train()
@@ -184,6 +275,8 @@ def test_evaluate_counts_and_restores_every_mode():
 def test_evaluate_refuses_nothing_and_nan():
     with pytest.raises(TrainingError, match="evaluate got no batch"):
         evaluate(network(), [])
+    with pytest.raises(TrainingError, match="batches is None, which gives no batches"):
+        evaluate(network(), None)
     ann = network()
     ann[1].running_var.fill_(float("nan"))
     with pytest.raises(TrainingError, match="answers batch 0 with NaN"):

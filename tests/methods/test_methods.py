@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pmsm.errors import CalibrationError, CheckpointError, ConversionError
 from pmsm.methods import METHODS, PMSM, QCFS, Method
-from pmsm.methods.base import Site, Start
+from pmsm.methods.base import MAX_LEVELS, Site, Start
 
 over_methods = pytest.mark.parametrize("method", [kind() for kind in METHODS.values()], ids=repr)
 
@@ -38,6 +38,17 @@ def test_levels_that_are_no_whole_number_from_two_up_are_refused(kind, levels):
         ValueError, match=rf"needs a whole number of levels >= 2, got {levels!r}. Write .*levels=9"
     ):
         kind(levels=levels)
+
+
+@pytest.mark.parametrize("kind", METHODS.values(), ids=METHODS)
+def test_more_levels_than_16_bits_can_count_are_refused(kind):
+    assert MAX_LEVELS - 1 == 2**15 - 1  # the largest count of int16, as which counts are recorded
+    assert kind(levels=MAX_LEVELS).levels == MAX_LEVELS
+    for levels in (MAX_LEVELS + 1, 10**9):
+        with pytest.raises(ValueError, match=f"at most 32768 levels, got {levels}"):
+            kind(levels=levels)
+    with pytest.raises(ValueError, match="at most 32768 levels, got 40001"):
+        PMSM(levels=40001, split=(-20000, 20000))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +178,19 @@ def test_a_clipping_value_of_qcfs_that_turned_negative_has_no_neuron():
 def test_an_unknown_mode_is_refused(method):
     with pytest.raises(ValueError, match=r"the modes are 'integrate' and 'tracking'"):
         calibrated(method).neuron("differential")
+
+
+@pytest.mark.parametrize("burst", [True, False, 2.0, 0, -1, "1", float("nan")], ids=repr)
+@over_methods
+def test_a_burst_that_is_no_whole_number_from_one_up_is_refused(method, burst):
+    with pytest.raises(ValueError, match=rf"needs a whole number burst >= 1, got {burst!r}"):
+        calibrated(method).neuron("tracking", burst)
+
+
+@over_methods
+def test_a_burst_limits_the_spikes_of_a_step_and_without_one_any_change_is_sent_at_once(method):
+    quantizer = calibrated(method)
+    assert [quantizer.neuron("tracking", burst).burst for burst in (1, 3, None)] == [1, 3, 8]
 
 
 def test_the_neuron_of_qcfs_is_binary_with_the_whole_clipping_value_as_threshold():

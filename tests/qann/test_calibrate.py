@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from pmsm import graph
 from pmsm.ann.models import CifarResNet, small_vgg
-from pmsm.errors import CalibrationError
+from pmsm.errors import CalibrationError, ConversionError
 from pmsm.graph import Network
 from pmsm.methods import PMSM, QCFS
 from pmsm.methods.base import Quantizer
 from pmsm.qann.calibrate import calibrate, kept
 from pmsm.qann.entropy import RULES
-from pmsm.qann.quantize import quantize
+from pmsm.qann.quantize import clipped, quantize
 
 
 def chain() -> nn.Sequential:
@@ -366,3 +366,12 @@ def test_a_split_given_by_hand_sees_the_same_signal_as_its_name():
     ]
     assert torch.equal(scales[0], scales[1])
     assert torch.equal(scales[0], scales[2])
+
+
+@pytest.mark.parametrize("method", [PMSM(), PMSM(per_channel=True), QCFS()], ids=repr)
+def test_an_uncalibrated_network_has_no_clipped_one_and_is_told_what_to_call(method):
+    qann, x = quantized(chain(), method), torch.randn(8, 1, 8, 8)
+    with pytest.raises(ConversionError, match=r"site '2' has no .*step.*pmsm\.calibrate\(qann, batches\)"):
+        clipped(qann)
+    with torch.no_grad():
+        assert bool(clipped(calibrate(qann, x))(x).any())

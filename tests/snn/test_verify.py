@@ -196,6 +196,15 @@ def test_a_tie_is_shown_as_a_tie():
     assert "2 differ (2 of them ties)" in str(report)
 
 
+def test_every_code_is_told_from_its_signal_in_half_precision():
+    ann, codes = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(129, 2)).bfloat16(), torch.arange(129.0)
+    qann = quantize(ann, PMSM(levels=129), torch.ones(1, 129).bfloat16())
+    steps = torch.linspace(0.5, 1, 64).bfloat16()
+    for step in steps:
+        qann.get_submodule("1").set_start(Start(step, 0, 128))
+        assert verify(qann, convert(qann), (codes * step)[None].bfloat16()).exact
+
+
 def test_networks_in_the_wrong_order_are_refused():
     ann, x = small_vgg(3, width=4).eval(), torch.randn(2, 3, 16, 16)
     qann = calibrate(quantize(ann, PMSM(), x), x)

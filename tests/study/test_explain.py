@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pmsm
-from pmsm import PMSM, QCFS, RULES, Rule
+from pmsm import PMSM, QCFS, RULES, Rule, graph
 from pmsm.ann.models import resnet20, torchvision
 from pmsm.errors import ConversionError, QuantizationError
+from pmsm.methods.base import Quantizer
 from pmsm.study.explain import Explanation, explain
 
 X = torch.randn(2, 3, 8, 8)
@@ -95,6 +96,28 @@ def test_a_site_tells_the_codes_that_its_method_may_choose(method, behind_relu, 
     assert [row.split for row in rows] == [behind_relu, elsewhere]
     assert {row.kind for row in rows} == {type(method).__name__}
     assert {row.parameters for row in rows} == {0}
+
+
+def test_it_takes_what_quantize_and_convert_take_and_tells_what_they_do():
+    ann = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4), nn.GELU(),
+        nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    made = {"overrides": {"4_*": QCFS(levels=5)}, "skip": ["6*"]}
+    found = explain(ann, X, **made, skip_operators=["3"])
+    assert found.supported
+    qann = pmsm.quantize(ann, PMSM(), X, **made)
+    sites = {str(n.target): type(q.method).__name__ for n, q in graph.modules(qann, Quantizer)}
+    assert {row.name: row.kind for row in found.rows if row.fate == "site"} == sites
+    assert sites == {"1": "PMSM", "4_site": "QCFS"}
+    assert [row.split for row in found.rows if row.kind == "QCFS"] == ["rectified 0..4"]
+    assert fates(found)["7"] == "analog"
+    assert fates(found)["3"] == "static map"
+    pmsm.convert(pmsm.calibrate(qann, X), skip=["3"])
+    with pytest.raises(QuantizationError, match="no site matches 'head'"):
+        explain(ann, X, skip=["head"])
+    with pytest.raises(ConversionError, match="skip matches no operator: 'head'"):
+        explain(ann, X, skip_operators=["head"])
 
 
 def test_a_site_names_what_computes_its_signal_through_what_only_moves_it():

@@ -6,7 +6,7 @@ from pmsm.ann.data.events.aedat2 import read_aedat2
 from pmsm.ann.data.events.aedat3 import read_aedat3
 from pmsm.ann.data.events.aedat4 import read_aedat4
 from pmsm.ann.data.events.atis import decode_atis, read_atis
-from pmsm.ann.data.events.batches import FrameBatches
+from pmsm.ann.data.events.batches import FrameBatches, WindowBatches
 from pmsm.ann.data.events.cifar10_dvs import cifar10_dvs
 from pmsm.ann.data.events.dvs128_gesture import cut_gesture, dvs128_gesture, read_gestures
 from pmsm.ann.data.events.framing import Framing, to_frames
@@ -30,6 +30,7 @@ __all__ = [
     "to_frames",
     "Frames",
     "FrameBatches",
+    "WindowBatches",
     "EVENT",
     "SOUND",
     "make_events",
