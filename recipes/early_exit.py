@@ -56,8 +56,8 @@ def main() -> None:
     for levels in options.levels:
         qann = quantize(ann, PMSM(levels=levels), next(iter(calibration))[0][:2])
         snn = convert(calibrate(qann, calibration))
-        sweep = [stopped(*read_outs(snn, chosen_on), until) for until in GRID]
-        full = stopped(*read_outs(snn, chosen_on), 2.0)
+        seen = read_outs(snn, chosen_on)
+        sweep, full = [stopped(*seen, until) for until in GRID], stopped(*seen, 2.0)
         until = next(
             u for u, row in zip(GRID, sweep, strict=True) if row["accuracy"] >= full["accuracy"] - LOSS
         )

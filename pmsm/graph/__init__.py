@@ -3,6 +3,7 @@
 The only folder that imports torch.fx.
 """
 
+from pmsm.graph.batch import keeps_batch_first
 from pmsm.graph.decompose import additive_mask
 from pmsm.graph.network import (
     Network,
@@ -20,7 +21,6 @@ from pmsm.graph.network import (
     inputs_of,
     insert_after,
     is_module,
-    keeps_batch_first,
     kind_of,
     module_of,
     modules,

@@ -1,17 +1,15 @@
 """How to look at a traced network and change it: nodes, modules, shapes; insert, remove, fold BatchNorm."""
 
 import copy
-import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pmsm.errors import PMSMError
-from pmsm.graph.operators import BATCHNORMS, CONVOLUTIONS, MOVING_CALLS, SIZE_CALLS, WEIGHTED
+from pmsm.graph.operators import BATCHNORMS, CONVOLUTIONS, SIZE_CALLS, WEIGHTED
 
 Network = fx.GraphModule
 Node = fx.Node
@@ -155,77 +153,6 @@ def apply(network: Network, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-
-def keeps_batch_first(network: Network) -> bool:
-    """Whether the batch is dimension 0 of every signal, as far as the calls that move dimensions can tell."""
-    return not any(_moves_first(network, node) for node in signals(network))
-
-
-_DIMENSION_AT: dict[Any, int] = {
-    **dict.fromkeys(
-        (torch.cat, torch.stack, torch.unbind, "unbind", torch.mean, "mean", torch.sum, "sum"), 1
-    ),
-    **dict.fromkeys((torch.unsqueeze, "unsqueeze", torch.squeeze, "squeeze", torch.flip, "flip"), 1),
-    **dict.fromkeys((torch.narrow, "narrow", torch.select, "select", torch.cumsum, "cumsum"), 1),
-    **dict.fromkeys((torch.index_select, "index_select"), 1),
-    **dict.fromkeys(
-        (torch.softmax, "softmax", torch.amax, "amax", torch.amin, "amin", torch.prod, "prod"), 1
-    ),
-    **dict.fromkeys((torch.chunk, "chunk", torch.split, "split", "split_with_sizes", torch.roll, "roll"), 2),
-    **dict.fromkeys((torch.repeat_interleave, "repeat_interleave"), 2),
-    **dict.fromkeys((torch.max, "max", torch.min, "min", torch.var, "var", torch.std, "std"), 1),
-    **dict.fromkeys((torch.any, "any", torch.all, "all", torch.argsort, "argsort"), 1),
-    **dict.fromkeys((torch.argmax, "argmax", torch.argmin, "argmin", torch.gather, "gather"), 1),
-    **dict.fromkeys((F.log_softmax, torch.log_softmax), 1),
-    **dict.fromkeys((torch.norm, "norm", torch.linalg.norm, torch.linalg.vector_norm, F.normalize), 2),
-}
-"""Call -> position of the argument that says along which dimension it works; without it, along all or the
-first.
-"""
-
-_PAIRS = {torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.movedim, "movedim"}
-_KEEP = {
-    torch.flatten, "flatten", torch.unflatten, "unflatten", torch.reshape, "reshape", "view", "view_as",
-    "contiguous", "detach", "clone", torch.clone, "expand_as", "expand",
-}  # fmt: skip
-"""Calls that keep the order of the elements in memory: dimension 0 stays the slowest."""
-
-
-def _moves_first(network: Network, node: Node) -> bool:
-    """Whether a call moves, splits, joins or mixes dimension 0 of its signal; in doubt, it does."""
-    if node.op in ("placeholder", "output"):
-        return False
-    rank = len(shape_of(node.all_input_nodes[0]))
-    if node.op == "call_module":
-        module = module_of(network, node)
-        dim = getattr(module, "dim", getattr(module, "start_dim", None))
-        return isinstance(dim, int) and _touches_first(dim, rank)
-    call = call_of(node)
-    if call in _DIMENSION_AT:
-        at = _DIMENSION_AT[call]
-        given = node.args[at] if len(node.args) > at else None
-        return _touches_first(
-            node.kwargs.get("dim", node.kwargs.get("dims", given)), rank or len(shape_of(node))
-        )
-    if call in _PAIRS:
-        return _touches_first([*node.args[1:], *node.kwargs.values()], rank)
-    if call in (torch.permute, "permute"):
-        order = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-        return not order or bool(order[0] != 0)
-    if call is operator.getitem and rank:
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return index[0] is not Ellipsis and bool(index[0] != slice(None))
-    if call is torch.einsum:
-        operands, _, result = str(node.args[0]).replace(" ", "").partition("->")
-        return any(not result or result[0] != letters[0] for letters in operands.split(","))
-    return call in MOVING_CALLS - _KEEP - {operator.getitem, ".mT"} or (call == ".mT" and rank < 3)
-
-
-def _touches_first(dims: Any, rank: int) -> bool:
-    """Whether dimension 0 is among `dims`, or may be."""
-    listed = pytree.tree_leaves(dims)
-    return not listed or any(not isinstance(d, int) or d == 0 or d <= -rank for d in listed)
 
 
 def operator_name(network: Network, node: Node) -> str:

@@ -187,9 +187,9 @@ def _same(a: Any, b: Any, tolerance: float) -> bool:
 
 def _keep_keys(network: nn.Module, traced: Network) -> None:
     """Buffers that the network does not save, such as tables of indices, are not saved here either."""
-    for path, module in network.named_modules():
-        for name in module._non_persistent_buffers_set if path in dict(traced.named_modules()) else ():
-            traced.get_submodule(path)._non_persistent_buffers_set.add(name)
+    unsaved = {path: module._non_persistent_buffers_set for path, module in network.named_modules()}
+    for path, module in traced.named_modules():
+        module._non_persistent_buffers_set |= unsaved.get(path, set())
 
 
 def _keep_training(network: nn.Module, traced: Network, training_only: set[str]) -> None:

@@ -127,22 +127,29 @@ def run_experiment(
     """
     source = load_source(experiment)
     say(f"{source.name}: {len(source.train)} batches per epoch, {source.classes} classes")
+
+    def learn(network: nn.Module, name: str, epochs: int, lr: float) -> list[dict[str, float | None]]:
+        history = train(network, source.train, source.valid, epochs=epochs, lr=lr,
+                        warmup_epochs=min(1, epochs / 4), seed=experiment.seed,
+                        checkpoint=out / f"{name}.safetensors", resume=resume)  # fmt: skip
+        return [
+            {"loss": epoch.loss, "accuracy": epoch.accuracy, "valid_accuracy": epoch.valid_accuracy}
+            for epoch in history.epochs
+        ]
+
     ann = _float_network(experiment, source)
-    settings = {"seed": experiment.seed, "resume": resume}
-    train(ann, source.train, source.valid, epochs=experiment.epochs, lr=FLOAT_LR,
-          warmup_epochs=min(1, experiment.epochs / 4), checkpoint=out / "float.safetensors",
-          **settings)  # fmt: skip
+    float_curve = learn(ann, "float", experiment.epochs, FLOAT_LR)
     float_accuracy = evaluate(ann, source.valid)
     say(f"float network: {float_accuracy:.2f} %")
     qann = calibrate(_quantized(experiment, source, ann), source.calibration)
-    epochs = max(1, round(experiment.epochs * QAT_SHARE))
-    train(qann, source.train, source.valid, epochs=epochs, lr=QAT_LR, warmup_epochs=min(1, epochs / 4),
-          checkpoint=out / "qann.safetensors", **settings)  # fmt: skip
+    qann_curve = learn(qann, "qann", max(1, round(experiment.epochs * QAT_SHARE)), QAT_LR)
+    qann_accuracy = evaluate(qann, source.valid)
+    say(f"quantized network: {qann_accuracy:.2f} %")
     row = {
         "format": "pmsm-experiment", "version": 1, "experiment": asdict(experiment), "data": source.name,
-        "float_accuracy": float_accuracy, "qann_accuracy": evaluate(qann, source.valid),
+        "float_accuracy": float_accuracy, "float_curve": float_curve,
+        "qann_accuracy": qann_accuracy, "qann_curve": qann_curve,
     }  # fmt: skip
-    say(f"quantized network: {row['qann_accuracy']:.2f} %")
     write_atomic(out / "run.json", json.dumps(row, indent=1), CheckpointError)
     return row
 
@@ -215,6 +222,5 @@ def _float_network(experiment: Experiment, source: Source) -> nn.Module:
 
 
 def _quantized(experiment: Experiment, source: Source, ann: nn.Module) -> Network:
-    return quantize(
-        ann, METHODS[experiment.method](levels=experiment.levels), next(iter(source.valid))[0][:2]
-    )
+    make: Any = METHODS[experiment.method]
+    return quantize(ann, make(levels=experiment.levels), next(iter(source.valid))[0][:2])

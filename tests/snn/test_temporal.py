@@ -58,6 +58,7 @@ MAPS = {
     "log_softmax by keyword": lambda net, h: torch.log_softmax(input=h, dim=-1),
     "norm of a list of dimensions": lambda net, h: torch.linalg.vector_norm(h, 2, [1, 2], keepdim=True) + h,
     "einsum of a list": lambda net, h: torch.einsum("nij,nkj->nik", [h, h]),
+    "quotient by keyword": lambda net, h: torch.div(input=h, other=3.0),
     # truth values
     "comparison as numbers": lambda net, h: (h > 0).double(),
     "comparison times a number": lambda net, h: (h >= h.mean(-1, keepdim=True)) * 2.5,
@@ -116,6 +117,14 @@ def test_the_tracking_mode_settles_on_the_quantized_network(function):
     run = simulate(convert(qann, mode="tracking"), X, 3)
     with torch.no_grad():
         assert torch.equal(run.outputs[1][-1], qann(X)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_map_of_single_values_is_the_same_bit_for_bit_in_both_schedules(dtype):
+    x = torch.randn(7, 3, 5).to(dtype)
+    once, stepped = Static(torch.abs), Static(torch.abs)
+    once.state, stepped.state = StaticState(timesteps=7), StaticState()
+    assert torch.equal(once(x.flatten(0, 1)), torch.cat([stepped(part) for part in x]))
 
 
 def test_a_mask_that_the_network_is_given_is_a_constant():
