@@ -188,8 +188,18 @@ def evaluate_over_time(
     Returns:
         accuracy, spikes_per_neuron: one number per step; for events also spikes_per_event, all spikes over
         all events.
+
+    Raises:
+        SettingsError: more steps than the recordings have frames.
     """
-    snn, stream = convert(qann, mode=mode, burst=burst), source.events is not None
+    stream = source.events is not None
+    frames = len(next(iter(source.test))[0]) if stream else timesteps
+    if timesteps > frames:
+        raise SettingsError(
+            f"the recordings were cut into {frames} frames, and {timesteps} steps were asked for. Train with "
+            f"--timesteps {timesteps}, or evaluate fewer."
+        )
+    snn = convert(qann, mode=mode, burst=burst)
     right, sent = torch.zeros(timesteps), torch.zeros(timesteps, dtype=torch.float64)
     neurons = samples = 0
     for x, y in source.test:
