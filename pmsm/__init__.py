@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from pmsm.snn.simulate import simulate
     from pmsm.snn.temporal import Rule
     from pmsm.snn.verify import verify
+    from pmsm.study.energy.measure import measure
+    from pmsm.study.energy.measurement import Measurement
+    from pmsm.study.energy.technology import TECHNOLOGIES
     from pmsm.study.explain import explain
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "PMSM", "QCFS", "RULES", "Rule", "Run", "calibrate", "clipped", "convert", "evaluate",
-    "explain", "kept", "quantize", "running", "simulate", "train", "verify",
+    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "calibrate", "clipped",
+    "convert", "evaluate", "explain", "kept", "measure", "quantize", "running", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -29,6 +32,8 @@ _HOME = {
     "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
     "evaluate": "ann.train", "train": "ann.train", "explain": "study.explain",
+    "measure": "study.energy.measure", "Measurement": "study.energy.measurement",
+    "TECHNOLOGIES": "study.energy.technology",
 }  # fmt: skip
 """Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load
 torch.

@@ -209,6 +209,39 @@ def evaluate(
     _tell(row, json, "\n".join(lines))
 
 
+@_command
+def measure(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `pmsm train`.")],
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of an image; events take one per frame. Default: 1.")
+    ] = None,
+    technology: Annotated[
+        str, typer.Option(help="What an operation costs, see docs/energy.md.")
+    ] = "45nm-fp32",
+    convention: Annotated[str, typer.Option(help="unary, events or graded.")] = "unary",
+    memory: Annotated[str | None, typer.Option(help="Charge memory as well: sram-8k, ..., dram.")] = None,
+    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Count spikes, synaptic operations and energy on the test samples of a run, beside the dense networks.
+
+    Example: pmsm measure runs/nmnist --technology 45nm-int8
+    """
+    from pmsm.snn.convert import convert
+    from pmsm.study.energy.measure import measure
+    from pmsm.study.experiment import load_experiment
+
+    _use_threads(threads)
+    _, source, qann = load_experiment(run)
+    stream = source.events is not None
+    found = measure(
+        convert(qann, mode=mode), source.test, timesteps or 1, stream=stream, technology=technology,
+        convention=convention, memory=memory,
+    )  # fmt: skip
+    typer.echo(found.as_json() if json else str(found))
+
+
 def _use_threads(threads: int) -> None:
     import torch
 

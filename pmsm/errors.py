@@ -36,6 +36,10 @@ class VerificationError(PMSMError):
     """The spiking network differs from its quantized network at T=1."""
 
 
+class MeasurementError(PMSMError):
+    """The network holds operators that cannot be counted, or there is nothing to measure it on."""
+
+
 class TrainingError(PMSMError):
     """Training cannot start or cannot go on."""
 

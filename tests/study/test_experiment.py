@@ -92,6 +92,18 @@ def test_the_commands_do_the_same_and_speak_json(events_run):
     assert "spikes per event" in told.stdout
 
 
+def test_the_energy_of_a_run_is_measured(events_run):
+    runner, folder = CliRunner(), str(events_run[1])
+    told = runner.invoke(app, ["measure", folder, "--technology", "45nm-int8", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)
+    told = runner.invoke(app, ["measure", folder])
+    assert "float ANN" in told.stdout
+    told = runner.invoke(app, ["measure", folder, "--technology", "magic"])
+    assert told.exit_code == 1
+    assert "magic" in told.stderr
+
+
 def test_images_go_the_same_way(tmp_path):
     runner, out = CliRunner(), str(tmp_path / "run")
     told = runner.invoke(app, ["train", "--epochs", "1", "--levels", "5", "--out", out, "--json"])
