@@ -6,10 +6,12 @@ Run: .venv/bin/python recipes/tables.py
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
-ROOT = Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
+from tables_format import RESULTS, markdown, ratios, rows, spread
+from tables_time import time_tables
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 
 HEAD = """# Results
 
@@ -33,17 +35,12 @@ def page() -> str:
         rules_table(rows("calibration_rules.jsonl")),
         pretrained_table(rows("pretrained_resnets.jsonl")),
         tracking_table(rows("tracking.jsonl")),
-        zoo_table(rows("zoo.jsonl")),
+        *zoo_tables(rows("zoo.jsonl")),
         cost_table(),
         vit_text(),
+        *time_tables(),
     ]
     return "\n".join(part for part in parts if part)
-
-
-def rows(name: str) -> list[dict]:
-    """The lines of one results file."""
-    path = RESULTS / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def demo_tables(records: list[dict]) -> Iterable[str]:
@@ -53,7 +50,7 @@ def demo_tables(records: list[dict]) -> Iterable[str]:
         first, network = here[0], here[0]["network"]
         calibrated, trained, baseline = first["methods"]
         head = ["network", *(f"T={t}" for t in first["timesteps"])]
-        table = [["float", _range([r["float"]["accuracy"] for r in here]), *[""] * (len(head) - 2)]]
+        table = [["float", spread([r["float"]["accuracy"] for r in here]), *[""] * (len(head) - 2)]]
         for i, method in enumerate(first["methods"]):
             accuracy = [
                 [r["methods"][i]["accuracy"][j] for r in here] for j in range(len(first["timesteps"]))
@@ -62,7 +59,7 @@ def demo_tables(records: list[dict]) -> Iterable[str]:
                 [r["methods"][i]["spikes_per_neuron"][j] for r in here]
                 for j in range(len(first["timesteps"]))
             ]
-            table.append([method["name"], *map(_range, accuracy)])
+            table.append([method["name"], *map(spread, accuracy)])
             table.append(["&nbsp;&nbsp;spikes per neuron", *(f"{mean(s):.2f}" for s in spikes)])
         gaps = [r["methods"][1]["accuracy"][0] - r["float"]["accuracy"] for r in here]
         codes = sum(m["verify"]["codes"] for r in here for m in r["methods"] if m["verify"])
@@ -73,7 +70,7 @@ def demo_tables(records: list[dict]) -> Iterable[str]:
 `{baseline["method"]}`; float network {first["float"]["epochs"]} epochs, QAT from it {trained["epochs"]},
 the same for both methods. Accuracy in % on {first["data"]["test"]:,} test images.
 
-{_markdown(head, table)}
+{markdown(head, table)}
 PMSM after QAT at T=1 minus float, per seed: {", ".join(f"{gap:+.2f}" for gap in gaps)} pp. At T=1, {codes:,}
 codes were compared with those of the quantized network, {different:,} differ. Spikes per neuron sums |k| over
 the steps; the input is analog and not in it.
@@ -90,18 +87,18 @@ def step_start_table(runs: list[dict]) -> str:
     for method in dict.fromkeys(r["method"] for r in runs if r["factor"] != "published"):
         here = [[r["accuracy"] for r in runs if (r["method"], r["factor"]) == (method, f)] for f in factors]
         means = [mean(values) for values in here if values]
-        table.append([f"`{method}`", *map(_range, here), f"{max(means) - min(means):.2f}"])
+        table.append([f"`{method}`", *map(spread, here), f"{max(means) - min(means):.2f}"])
     published = [r["accuracy"] for r in runs if r["factor"] == "published"]
     seeds = len({r["seed"] for r in runs})
     return f"""## Does the start of the step matter?
 
 `recipes/step_start.py`: {first["data"].removesuffix(" train")}, SmallResNet, {first["levels"]} levels,
 {seeds} seed(s), QAT for {first["epochs"]} epochs from a float network of {first["float_epochs"]} epochs
-({_range(sorted({r["float_accuracy"] for r in runs}))} %). The step starts at the entropy rule's value times
+({spread(sorted({r["float_accuracy"] for r in runs}))} %). The step starts at the entropy rule's value times
 the factor. Accuracy of the quantized network in %.
 
-{_markdown(["method", *(f"x{f:g}" for f in factors), "spread"], table)}
-QCFS from its published start, lambda = 8: {_range(published)} %. QCFS is scored by its quantized network,
+{markdown(["method", *(f"x{f:g}" for f in factors), "spread"], table)}
+QCFS from its published start, lambda = 8: {spread(published)} %. QCFS is scored by its quantized network,
 which its spiking network reaches only after many steps.
 """
 
@@ -122,7 +119,7 @@ def rules_table(runs: list[dict]) -> str:
 {first["images"]:,} test pictures, float {first["float_accuracy"]:.2f} %. Accuracy in % at
 T = {" / ".join(map(str, first["timesteps"]))}.
 
-{_markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
+{markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
 
 
 def pretrained_table(runs: list[dict]) -> str:
@@ -133,7 +130,7 @@ def pretrained_table(runs: list[dict]) -> str:
 `recipes/pretrained_resnets.py`: weights of akamaster/pytorch_resnet_cifar10, loaded strictly, all 10,000 test
 images.
 
-{_markdown(["network", "measured, %", "published, %"], table)}"""
+{markdown(["network", "measured, %", "published, %"], table)}"""
 
 
 def tracking_table(runs: list[dict]) -> str:
@@ -156,42 +153,78 @@ def tracking_table(runs: list[dict]) -> str:
 read-outs are `torch.equal`. A burst limit of 1 is the signed ternary neuron (ST-BIF), written here; no limit
 is PMSM's neuron in tracking mode.
 
-{_markdown(["burst limit", "T", "spikes per neuron until silent"], table)}"""
+{markdown(["burst limit", "T", "spikes per neuron until silent"], table)}"""
 
 
-def zoo_table(runs: list[dict]) -> str:
-    """What converts, and what does not."""
-    if not runs:
-        return ""
+def zoo_tables(runs: list[dict]) -> Iterable[str]:
+    """What converts and what does not, small and at full size."""
+    small, full = ([r for r in runs if r["full"] is size] for size in (False, True))
+    if small:
+        yield f"""## Networks of others
+
+`recipes/zoo.py`: random weights and normalization statistics, 9 levels, two samples, one thread; mostly small
+image sizes and depths. {_exact(small)}
+Processor seconds of quantize, calibrate and convert.
+
+{_zoo_table(small)}
+{_not_nearer(small)}
+Refused, with the first words of the reason:
+
+{_refused(small)}
+"""
+    if full:
+        yield f"""## Networks of others, at full size
+
+`recipes/zoo.py --full`: the same with the size under which each was published, one sample, at most
+{max(r["peak_rss_mb"] for r in full if "peak_rss_mb" in r) / 1024:.1f} GB of memory. {_exact(full)}
+
+{_zoo_table(full)}
+{_not_nearer(full)}
+The refused are those of the table above, for the same reasons.
+"""
+
+
+def _exact(runs: list[dict]) -> str:
+    exact = sum(r.get("max_difference") == 0 and r.get("differ") == 0 for r in runs)
+    nearer = sum(r.get("nearer", False) for r in runs)
+    return (
+        f"{exact} of {len(runs)} are exact at T=1; {nearer} are nearer to their clipped float network at T=4."
+    )
+
+
+def _zoo_table(runs: list[dict]) -> str:
     table = []
     for r in runs:
-        share = r.get("spiking_share")
+        verdict = r.get("unfinished") or "refused"
         table.append(
             [
-                r["name"] + " (full size)" * r["full"],
-                "x".join(map(str, r["input"])),
+                r["name"],
+                "x".join(map(str, r.get("input", []))),
                 f"{r.get('sites', '')}",
-                "" if share is None else f"{100 * share:.1f}",
-                f"{r['max_difference']:g}, {r['differ']:,} of {r['codes']:,}" if "codes" in r else "refused",
+                f"{100 * r['spiking_share']:.1f}" if "spiking_share" in r else "",
+                f"{r['max_difference']:g}, {r['differ']:,} of {r['codes']:,}" if "codes" in r else verdict,
                 f"{r['seconds']:.1f}" if "seconds" in r else "",
             ]
         )
     head = ["network", "input", "sites", "MACs on spikes, %", "T=1: difference, codes that differ", "seconds"]
-    refused = [
-        f"- {r['name']}: {r['refused'].partition(' It happens at')[0]}" for r in runs if "refused" in r
-    ]
-    exact = sum(r.get("max_difference") == 0 and r.get("differ") == 0 for r in runs)
-    lines = "\n".join(refused)
-    return f"""## Networks of others
+    return markdown(head, table)
 
-`recipes/zoo.py`: random weights and normalization statistics, 9 levels, one thread; mostly small image sizes
-and depths. {exact} of {len(runs)} are exact at T=1. Seconds are those of quantize, calibrate and convert.
 
-{_markdown(head, table)}
-Refused, with the first words of the reason:
-
-{lines}
+def _not_nearer(runs: list[dict]) -> str:
+    """Why a network may still be far from its limit after four steps."""
+    far = [r for r in runs if not r.get("nearer", True)]
+    if not far:
+        return ""
+    named = ", ".join(f"{r['name']} ({r['softmax_spread']:,.0f})" for r in far)
+    return f"""Not nearer at T=4: {named}. In brackets the largest standard deviation of what
+a softmax reads. With random weights it is so large that the softmax picks one key, and a small error in front
+of it picks another; with scores of unit spread the distance falls as 1/T (`tests/snn/test_temporal.py`).
 """
+
+
+def _refused(runs: list[dict]) -> str:
+    refused = [r for r in runs if "refused" in r]
+    return "\n".join(f"- {r['name']}: {r['refused'].partition(' It happens at')[0]}" for r in refused)
 
 
 def vit_text() -> str:
@@ -218,7 +251,7 @@ def cost_table() -> str:
     first = runs[0]
     kept, left = ([run for run in runs if run["allocator"] == kind] for kind in ("keep", "default"))
     table = [
-        [name, *(_ratios([run["ratios"][name]["median"] for run in group]) for group in (kept, left))]
+        [name, *(ratios([run["ratios"][name]["median"] for run in group]) for group in (kept, left))]
         for name in first["ratios"]
     ]
     faults = max(count for run in left for count in run["page_faults"].values())
@@ -232,24 +265,7 @@ channels_last, eager. Processor seconds. Left out: loading data. With numba. SNN
 kernels; left alone, glibc returns the tensors of one and keeps those of the other by the history of the
 process (up to {faults:,.0f} page faults in a pass), so the first column is the cost of the code.
 
-{_markdown(["ratio of time", "allocator keeps its memory", "allocator left alone"], table)}"""
-
-
-def _ratios(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def _range(values: list[float]) -> str:
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _markdown(head: list[str], table: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *table]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+{markdown(["ratio of time", "allocator keeps its memory", "allocator left alone"], table)}"""
 
 
 if __name__ == "__main__":

@@ -8,41 +8,24 @@ from tables_format import markdown, rows, spread
 
 def trained_tables() -> Iterable[str]:
     """Networks with more on board than the demo's: pretrained ResNets, a vision transformer."""
-    found = [row | {"weights": "published weights"} for row in rows("cifar_resnet.jsonl")]
-    found += [
-        row | {"weights": f"{row['float_epochs']} epochs from scratch"} for row in rows("vit_fashion.jsonl")
-    ]
+    found = rows("cifar_resnet.jsonl") + rows("vit_fashion.jsonl")
     if not found:
         return
-    head = [
-        "network",
-        "data",
-        "levels",
-        "QAT epochs",
-        "seed",
-        "float",
-        *(f"T={t}" for t in found[0]["timesteps"]),
-    ]
+    columns = ("network", "data", "images", "levels", "epochs", "seed")
+    head = ["network", "data", "test images", "levels", "QAT epochs", "seed", "float"]
+    head += [f"T={t}" for t in found[0]["timesteps"]]
     table = []
     for row in sorted(found, key=lambda r: (r["network"], r["levels"], r["epochs"], r["seed"])):
-        accuracy = [f"{a:.2f}" for a in row["accuracy"]]
-        first = [
-            row["network"],
-            row["data"],
-            row["levels"],
-            row["epochs"],
-            row["seed"],
-            f"{row['float_accuracy']:.2f}",
-        ]
-        table.append([*map(str, first), *accuracy])
-        table.append(["&nbsp;&nbsp;spikes per neuron", "", "", "", "", "",
-                      *(f"{s:.2f}" for s in row["spikes_per_neuron"])])  # fmt: skip
+        accuracy = [f"{a:.2f}" for a in (row["float_accuracy"], *row["accuracy"])]
+        table.append([*(str(row[key]) for key in columns), *accuracy])
+        spikes = [f"{s:.2f}" for s in row["spikes_per_neuron"]]
+        table.append(["&nbsp;&nbsp;spikes per neuron", *[""] * len(columns), *spikes])
     worst = min(min(row["accuracy"]) - row["accuracy"][0] for row in found)
     yield f"""## Trained networks over time
 
 `recipes/cifar_resnet.py` (published weights, fine-tuned) and `recipes/vit_fashion.py` (attention; from
-scratch): PMSM, accuracy in % on all 10,000 test images. QAT epochs 0: calibrated only. The lowest
-accuracy at any T is {worst:+.2f} pp from that at T=1; {sum(row["codes_different"] for row in found)} of
+scratch): PMSM, accuracy in %. QAT epochs 0: calibrated only. The lowest accuracy at any T is {worst:+.2f} pp
+from that at T=1; {sum(row["codes_different"] for row in found)} of
 {sum(row["codes_compared"] for row in found):,} codes differed from the quantized networks' at T=1.
 
 {markdown(head, table)}"""
@@ -197,7 +180,7 @@ did not convert, see the table above.
 {markdown(["network", "m = 1", "m = 2", "any m", "schedules", "binary"], table)}"""
 
 
-def all_tables() -> list[str]:
+def time_tables() -> list[str]:
     """Every table, in the order of the file."""
     parts = (trained_tables, early_exit_table, events_table, video_table, timesteps_tables, zoo_time_table)
     return [text for part in parts for text in part()]

@@ -2,7 +2,7 @@
 
 Run: .venv/bin/python recipes/vit_fashion.py --data FASHION_FOLDER [--seed 0] [--levels 9]
 Four blocks of width 96 over 49 patches and a class token (VisionTransformer, grey values in three equal
-channels); AdamW, shifts as augmentation, all 10,000 test images. One line per method goes to
+channels); AdamW, shifts as augmentation. One line per method goes to
 results/vit_fashion.jsonl. Checkpoints lie in --out; the same command goes on from them.
 """
 
@@ -56,12 +56,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--levels", type=int, default=9)
-    parser.add_argument("--epochs", type=int, default=8, help="of the float network; QAT takes half as many")
+    parser.add_argument("--epochs", type=int, default=8, help="of the float network")
+    parser.add_argument("--qat-epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=10_000, help="of the test set")
     parser.add_argument("--out", type=Path, default=Path("runs/vit_fashion"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     train_set, test_set = fashion_mnist(options.data)
+    test_set = test_set.take(slice(0, options.images))
     shuffled = Batches(train_set, 128, seed=options.seed, shuffle=True, augment="shift", drop_last=True)
     calibration, test = Rgb(Batches(train_set.take(slice(0, 512)), 128)), Rgb(Batches(test_set, 250))
     settings = {
@@ -77,7 +80,7 @@ def main() -> None:
         "data": "Fashion-MNIST", "images": len(test_set), "seed": options.seed, "levels": options.levels,
         "float_epochs": options.epochs, "float_accuracy": evaluate(ann, test), "timesteps": TIMESTEPS,
     }  # fmt: skip
-    for epochs in (0, options.epochs // 2):
+    for epochs in (options.qat_epochs, 0):
         qann = quantize(ann, PMSM(levels=options.levels), next(iter(calibration))[0][:2])
         calibrate(qann, calibration)
         if epochs:

@@ -1,10 +1,11 @@
 """Which published architectures convert, and is each exact at T=1? Random weights, random statistics.
 
-Run: .venv/bin/python recipes/zoo.py [--full] [--only PATTERN]
-Without --full the networks are small: fewer pixels, and fewer blocks where the builder lets one say so.
+Run: .venv/bin/python recipes/zoo.py [--full] [--only PATTERN] [--resume]
+Without --full the networks are small: fewer pixels, and fewer blocks where the builder lets one say so. With
+--full they have the size under which they were published, in a batch of one.
 Writes one line per network to results/zoo.jsonl, in place of an older one of the same name and size; a
 network that does not convert stays, with the reason. Exactness does not depend on the weights; distances and
-times do.
+times do. --resume leaves out what has a line already.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import pmsm
+from pmsm import graph
 from pmsm.ann.models.zoo import torchvision
 from pmsm.snn.verify import compare
 from pmsm.study.demo import environment
 from pmsm.study.explain import explain
 
 METHOD = pmsm.PMSM(levels=9)
-SAMPLES, CLASSES, TIMESTEPS = 2, 10, 4
+CLASSES, TIMESTEPS = 10, 4
+LIMIT = 1200
+"""Seconds that one network may take."""
 RESULTS = Path(__file__).parent.parent / "results" / "zoo.jsonl"
 
 # Name -> pixels of the small form, and what makes it small.
@@ -60,7 +65,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "gmlp_s16_224": (32, {"img_size": 32}),
     "poolformer_s12": (32, {}),
     "convmixer_768_32": (32, {}),
-    "convnext_tiny": (32, {"depths": (1, 1, 1, 1)}),
+    "convnext_tiny": (32, {"depths": (1, 1, 1, 1), "drop_path_rate": 0.2}),
     "convnextv2_atto": (32, {"depths": (1, 1, 1, 1)}),
     "resnet18": (32, {}),
     "resnet50": (32, {"layers": (1, 1, 1, 1)}),
@@ -74,6 +79,9 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "hrnet_w18_small": (64, {}),
     "dm_nfnet_f0": (32, {}),
     "starnet_s1": (32, {}),
+    "eca_nfnet_l0": (32, {}),
+    "botnet26t_256": (64, {"img_size": 64}),
+    "visformer_tiny": (64, {"img_size": 64}),
     "mambaout_femto": (32, {"depths": (1, 1, 1, 1)}),
     "sequencer2d_s": (32, {"layers": (1, 1, 1, 1)}),
 }
@@ -97,7 +105,10 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any]]] = {
     "fcn_resnet50": (32, {}),
     "lraspp_mobilenet_v3_large": (32, {}),
 }
-INITIALIZED = {"googlenet", "inception_v3"}  # take minutes to draw their weights unless told not to
+NATIVE = {"inception_v3": 299, "fcn_resnet50": 520, "lraspp_mobilenet_v3_large": 520}  # others: 224
+# They take minutes to draw their weights unless told not to; their auxiliary heads act in training only and
+# are no part of the graph, which is that of evaluation.
+INCEPTIONS = {"googlenet", "inception_v3"}
 
 
 @dataclass(frozen=True)
@@ -117,21 +128,39 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="native sizes")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names, as in a shell: 'timm:*'")
+    parser.add_argument("--resume", action="store_true", help="only what has no line yet")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    chosen = [name for name in NETWORKS if fnmatch(name, options.only)]
-    # One process each: the peak of the memory is then the network's own.
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(_row, [(name, options.full) for name in chosen]):
+    present = {(line["name"], line["full"]) for line in lines(options.results)} if options.resume else set()
+    for name in NETWORKS:
+        if fnmatch(name, options.only) and (name, options.full) not in present:
+            row = isolated(name, options.full, options.limit)
             print(told(row), flush=True)
             write(row, options.results)
 
 
-def _row(chosen: tuple[str, bool]) -> dict[str, Any]:
-    name, full = chosen
+def isolated(name: str, full: bool, limit: float) -> dict[str, Any]:
+    """The line of one network from a process of its own: its peak of memory, or its failure, stays there."""
+    receiver, sender = get_context("spawn").Pipe(duplex=False)
+    process = get_context("spawn").Process(target=_send, args=(sender, name, full))
+    process.start()
+    sender.close()
+    row = {"recipe": "zoo", "name": name, "source": NETWORKS[name].source, "full": full}
+    try:
+        found = receiver.recv() if receiver.poll(limit) else row | {"unfinished": f"more than {limit:.0f} s"}
+        process.join(0 if "unfinished" in found else None)
+        return found
+    except EOFError:
+        process.join()
+        return row | {"unfinished": f"the process ended with status {process.exitcode}"}
+    finally:
+        process.kill()
+
+
+def _send(sender: Connection, name: str, full: bool) -> None:
     torch.set_num_threads(1)
-    return measure(NETWORKS[name], full)
+    sender.send(measure(NETWORKS[name], full))
 
 
 def measure(entry: Entry, full: bool) -> dict[str, Any]:
@@ -142,11 +171,11 @@ def measure(entry: Entry, full: bool) -> dict[str, Any]:
     size = list(x.shape[1:])
     row: dict[str, Any] = {"recipe": "zoo", "name": entry.name, "source": entry.source, "full": full}
     row |= {"method": repr(METHOD), "input": size, "parameters": sum(p.numel() for p in ann.parameters())}
-    start = time.perf_counter()
+    start = time.process_time()  # one thread: that of an idle machine
     try:
         qann = pmsm.calibrate(pmsm.quantize(ann, METHOD, x), [x])
         snn = pmsm.convert(qann)
-        row["seconds"] = round(time.perf_counter() - start, 2)
+        row["seconds"] = round(time.process_time() - start, 2)
         row |= compared(qann, snn, x)
         row["spiking_share"] = round(explain(ann, x, METHOD).totals.spiking_share, 4)
     except Exception as error:  # a line of the table, whatever it was
@@ -160,8 +189,11 @@ def compared(qann: Any, snn: Any, x: Tensor) -> dict[str, Any]:
     """L0 at T=1, and the distance to the clipped float network over time."""
     found = compare(qann, snn, [x])
     run = pmsm.simulate(snn, x, TIMESTEPS)
+    limit, spread = pmsm.clipped(qann), [0.0]
+    for _, softmax in graph.modules(limit, nn.Softmax):
+        softmax.register_forward_hook(lambda _, given, out: spread.append(float(given[0].std())))
     with torch.no_grad():
-        wanted = pytree.tree_leaves(pmsm.clipped(qann)(x))
+        wanted = pytree.tree_leaves(limit(x))
     got = pytree.tree_leaves(run.outputs)
     distances = [
         sum(float((a[t] - b).abs().mean()) for a, b in zip(got, wanted, strict=True)) for t in (0, -1)
@@ -175,6 +207,7 @@ def compared(qann: Any, snn: Any, x: Tensor) -> dict[str, Any]:
         "distance_t1": distances[0],
         f"distance_t{TIMESTEPS}": distances[1],
         "nearer": distances[1] < distances[0],
+        "softmax_spread": round(max(spread), 1),  # standard deviation of what a softmax reads, the largest
     }
 
 
@@ -201,8 +234,8 @@ def randomized(network: nn.Module) -> nn.Module:
 
 def told(row: dict[str, Any]) -> str:
     """The line as a person reads it."""
-    if "refused" in row:
-        return f"{row['name']:38s} {row['refused']}"
+    if reason := row.get("refused") or row.get("unfinished"):
+        return f"{row['name']:38s} {reason}"
     return (
         f"{row['name']:38s} {row['sites']:4d} sites {row['codes']:11,d} codes {row['differ']:6d} differ "
         f"max {row['max_difference']:.3g}  {row['spiking_share']:6.1%} on spikes {row['seconds']:6.1f} s "
@@ -212,9 +245,13 @@ def told(row: dict[str, Any]) -> str:
 
 def write(row: dict[str, Any], path: Path) -> None:
     """Append the line, and drop an older one of the same network and size."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    lines = [line for line in lines if (line["name"], line["full"]) != (row["name"], row["full"])]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, row]))
+    others = [line for line in lines(path) if (line["name"], line["full"]) != (row["name"], row["full"])]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*others, row]))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What has been measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -227,26 +264,25 @@ def _timm(name: str, pixels: int, small: dict[str, Any]) -> Entry:
         torchvision()  # timm imports it
         import timm
 
-        return timm.create_model(name, pretrained=False, num_classes=CLASSES, **({} if full else small))
+        return timm.create_model(name, pretrained=False, **({} if full else {"num_classes": CLASSES} | small))
 
     def example(ann: Any, full: bool) -> Tensor:
-        native = ann.pretrained_cfg["input_size"][-1]
-        return _images(native if full else pixels)
+        return _images(full, ann.pretrained_cfg["input_size"][-1] if full else pixels)
 
     return Entry(f"timm:{name}", "timm", build, example)
 
 
 def _torchvision(name: str, pixels: int, small: dict[str, Any]) -> Entry:
     def build(full: bool) -> nn.Module:
-        settings = {"init_weights": False} if name in INITIALIZED else {}
+        settings = {"init_weights": False, "aux_logits": False} if name in INCEPTIONS else {}
         backbone = {"weights_backbone": None} if name.startswith(("fcn", "lraspp")) else {}
         models = torchvision().models
         return models.get_model(name, weights=None, **settings, **backbone, **({} if full else small))
 
-    native = 299 if name == "inception_v3" else 224
-    return Entry(
-        f"torchvision:{name}", "torchvision", build, lambda _, full: _images(native if full else pixels)
-    )
+    def example(ann: nn.Module, full: bool) -> Tensor:
+        return _images(full, NATIVE.get(name, 224) if full else pixels)
+
+    return Entry(f"torchvision:{name}", "torchvision", build, example)
 
 
 def _pyramid(full: bool) -> nn.Module:
@@ -256,7 +292,7 @@ def _pyramid(full: bool) -> nn.Module:
 
 
 def _transformers(name: str, settings: dict[str, Any]) -> Entry:
-    """A network of transformers at a size of our own; `name` is that of its class without the task."""
+    """A network of transformers, small at a size of our own; `name` is that of its class without the task."""
     tokens = "vocab_size" in settings
 
     def build(full: bool) -> nn.Module:
@@ -264,29 +300,37 @@ def _transformers(name: str, settings: dict[str, Any]) -> Entry:
         import transformers
 
         task = "ForSequenceClassification" if tokens else "ForImageClassification"
-        config = getattr(transformers, f"{name}Config")(**settings)
+        config = getattr(transformers, f"{name}Config")(**({} if full else settings))
         return getattr(transformers, f"{name}{task}")(config)
 
     def example(ann: nn.Module, full: bool) -> Tensor:
-        return torch.randint(3, settings["vocab_size"], (SAMPLES, 12)) if tokens else _images(32)
+        size = (1, 128) if full else (2, 12)
+        return (
+            torch.randint(3, settings["vocab_size"], size) if tokens else _images(full, 224 if full else 32)
+        )
 
     return Entry(f"transformers:{name}", "transformers", build, example)
 
 
-def _images(pixels: int) -> Tensor:
-    return torch.randn(SAMPLES, 3, pixels, pixels)
+def _images(full: bool, pixels: int) -> Tensor:
+    return torch.randn(1 if full else 2, 3, pixels, pixels)
 
 
 def _entries() -> Iterable[Entry]:
     yield from (_timm(name, *small) for name, small in TIMM.items())
     yield from (_torchvision(name, *small) for name, small in TORCHVISION.items())
     yield Entry(
-        "torchvision:resnet50_fpn", "torchvision", _pyramid, lambda _, full: _images(224 if full else 32)
+        "torchvision:resnet50_fpn",
+        "torchvision",
+        _pyramid,
+        lambda _, full: _images(full, 800 if full else 32),
     )
     yield from (_transformers(name, settings) for name, settings in TRANSFORMERS.items())
 
 
 _WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+# Dropout of attention is an argument that the code sets in training; the graph is that of evaluation.
+_TOKENS = {"vocab_size": 50, "attention_probs_dropout_prob": 0}
 _PATCHES = {"image_size": 32, "patch_size": 8}
 _STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -297,9 +341,10 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Segformer": _STAGES | {"num_attention_heads": [1, 1, 2, 2]},
     "ConvNext": _STAGES,
     "ResNet": {"embedding_size": 8, "layer_type": "basic"} | _STAGES,
-    "Bert": _WIDTHS | {"vocab_size": 50},
-    "DistilBert": {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
-    "Roberta": _WIDTHS | {"vocab_size": 50},
+    "Bert": _WIDTHS | _TOKENS,
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    | {"vocab_size": 50, "attention_dropout": 0},
+    "Roberta": _WIDTHS | _TOKENS,
 }
 NETWORKS = {entry.name: entry for entry in _entries()}
 

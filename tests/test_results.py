@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_page_of_results_is_current():
+def test_the_page_of_results_is_current(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
     page = runpy.run_path(str(ROOT / "recipes" / "tables.py"))["page"]()
     assert (ROOT / "docs" / "results.md").read_text() == page, "run .venv/bin/python recipes/tables.py"
