@@ -300,7 +300,7 @@ def _transformers(name: str, settings: dict[str, Any]) -> Entry:
         import transformers
 
         task = "ForSequenceClassification" if tokens else "ForImageClassification"
-        config = getattr(transformers, f"{name}Config")(**({} if full else settings))
+        config = getattr(transformers, f"{name}Config")(**({"num_labels": 1000} if full else settings))
         return getattr(transformers, f"{name}{task}")(config)
 
     def example(ann: nn.Module, full: bool) -> Tensor:

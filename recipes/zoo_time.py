@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import pmsm
-from pmsm.errors import ConversionError
+from pmsm.errors import ConversionError, PMSMError
 from pmsm.graph import Network
 from pmsm.study.demo import environment
 
@@ -74,7 +74,7 @@ def _send(sender: Connection, name: str) -> None:
     try:
         qann = pmsm.calibrate(pmsm.quantize(ann, zoo.METHOD, x), [x])
         row |= {"tracking": tracking(qann, x), "schedules": schedules(qann, x), "binary": binary(ann, x)}
-    except ConversionError as error:
+    except PMSMError as error:
         row["refused"] = f"{type(error).__name__}: {error}".partition(" It happens at")[0][:200]
     sender.send(row | {"environment": environment(0)})
 
