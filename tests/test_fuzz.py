@@ -1,4 +1,4 @@
-"""Random networks from the supported operators: exact at T=1, and over time whatever the schedule."""
+"""Random networks from the supported operators: exact at T=1, over time the same by layers and by steps."""
 
 import os
 from collections.abc import Callable
@@ -9,15 +9,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pmsm import graph
 from pmsm.errors import CalibrationError
+from pmsm.graph import Network
 from pmsm.methods import PMSM
+from pmsm.methods.base import Quantizer
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
-from pmsm.snn.simulate import simulate
+from pmsm.snn.simulate import Run, simulate
 from pmsm.snn.verify import verify
 
-EXAMPLES = int(os.environ.get("PMSM_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("PMSM_FUZZ", "100"))
 WIDTH, SIDE = 4, 6  # of every signal between blocks: [N, 4, 6, 6]
 
 
@@ -60,6 +63,56 @@ class Joined(nn.Module):
         return self.mix({"mul": torch.mul, "max": torch.maximum, "sub": torch.sub}[self.how](a, b))
 
 
+class Twice(nn.Module):
+    """One module called twice: with weights it is shared, without it has a site per call."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.body(x) * 0.5) + self.body(x)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm that calls the function itself."""
+
+    def __init__(self):
+        super().__init__(WIDTH)
+        _trained(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, training = self.running_mean, self.running_var, self.training
+        return F.relu(F.batch_norm(x, mean, var, self.weight, self.bias, training, self.momentum, self.eps))
+
+
+class OwnWeight(nn.Module):
+    """A convolution written as a function, of a weight that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH, 3, 3) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), None, 1, 1)
+
+
+class Products(nn.Module):
+    """Products of two signals as matrices, of two maps of one input."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.left, self.right = how, nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.relu(self.left(x)), self.right(x)
+        if self.how == "einsum":
+            return torch.einsum("nchw,nchv->ncwv", a, b) * 0.25
+        if self.how == "bmm":
+            return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, (-1, WIDTH)) * 0.25
+        return torch.matmul(a, b.transpose(2, 3)) * 0.25
+
+
 class Attention(nn.Module):
     """Tokens from pixels, attention written in one of the usual ways, and pixels again."""
 
@@ -80,7 +133,9 @@ class Attention(nn.Module):
         rows, length, width = tokens.shape
         qkv = self.qkv(tokens).reshape(rows, length, 3, self.heads, width // self.heads)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        if self.how in ("function", "causal"):
+        if self.how == "relu":
+            y = F.relu(q @ k.transpose(-2, -1)) @ v / 64
+        elif self.how in ("function", "causal"):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=self.how == "causal")
         else:
             y = ((q @ k.transpose(-2, -1)) * 0.5).softmax(-1) @ v
@@ -109,6 +164,14 @@ WEIGHTED: dict[str, Callable[[], nn.Module]] = {
     "down and up": lambda: nn.Sequential(
         nn.Conv2d(WIDTH, WIDTH, 2, 2), nn.ReLU(), nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2)
     ),
+    "transposed": lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=1),
+    "transposed grouped": lambda: nn.Sequential(
+        nn.AvgPool2d(2), nn.ConvTranspose2d(WIDTH, WIDTH, 3, 2, 1, output_padding=1, groups=2, bias=False)
+    ),
+    "in one dimension": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.Unflatten(2, (SIDE, SIDE))
+    ),
+    "own weight": OwnWeight,
     "linear over channels": lambda: _over_channels(nn.Linear(WIDTH, WIDTH)),
     "linear over pixels": lambda: nn.Sequential(
         nn.Flatten(2), nn.Linear(SIDE * SIDE, SIDE * SIDE), nn.Unflatten(2, (SIDE, SIDE))
@@ -120,6 +183,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 } | {kind.__name__: kind for kind in (nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus)}
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: _trained(nn.BatchNorm2d(WIDTH)),
+    "batch and activation": NormAct,
     "group": lambda: nn.GroupNorm(2, WIDTH),
     "layer": lambda: _over_channels(nn.LayerNorm(WIDTH)),
     "rms": lambda: _over_channels(nn.RMSNorm(WIDTH)),
@@ -150,6 +214,16 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "bilinear": lambda x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear"),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "normalize": lambda x: F.normalize(x, dim=1),
+    "where": lambda x: torch.where(x > 0.1, x, 0.25 * x),
+    "mask": lambda x: x * (x > x.mean((2, 3), keepdim=True)),
+    "truth": lambda x: (x > 0).to(x.dtype) - 0.5,
+    "one channel": lambda x: x * F.one_hot(x.argmax(1), WIDTH).permute(0, 3, 1, 2),
+    "largest": lambda x: x - x.max(1, keepdim=True)[0],
+    "hardsigmoid": F.hardsigmoid,
+    "elu": lambda x: F.elu(x, 0.5),
+    "stack": lambda x: torch.stack([x, -x, x * 2], 1).mean(1),
+    "reciprocal": lambda x: 1 / (1 + x.abs()),
+    "layer_norm of its shape": lambda x: F.layer_norm(x, x.shape[1:]),
     "identity": lambda x: x,
 }
 POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -180,31 +254,47 @@ def _one(table: dict[str, Callable[[], nn.Module]]) -> st.SearchStrategy[nn.Modu
 layer = st.one_of(
     _one(WEIGHTED), _one(ACTIVATIONS), _one(NORMS), _one(POOLS),
     st.sampled_from(sorted(FUNCTIONS)).map(lambda name: Call(name, FUNCTIONS[name])),
-    st.builds(Attention, st.sampled_from(["module", "function", "causal", "written"]), st.integers(1, 2)),
+    st.builds(
+        Attention, st.sampled_from(["module", "function", "causal", "written", "relu"]), st.integers(1, 2)
+    ),
+    st.builds(Products, st.sampled_from(["einsum", "bmm", "matmul"])),
 )  # fmt: skip
-chain = st.lists(layer, min_size=1, max_size=4).map(lambda layers: nn.Sequential(*layers))
-block = st.one_of(
-    chain,
-    st.builds(Residual, chain, st.sampled_from([None, 0.5])),
-    st.builds(Joined, chain, chain, st.sampled_from(["cat", "mul", "max", "sub"])),
-)
-network = st.builds(
-    Net, st.lists(block, min_size=1, max_size=3), st.sampled_from(["mean", "pool", "flatten"])
-)
 
 
-@given(ann=network, levels=st.sampled_from([3, 9]), seed=st.integers(0, 2**16))
-@settings(max_examples=EXAMPLES)
-def test_a_random_network_is_exact_at_one_step_and_the_same_by_layers_and_by_steps(ann, levels, seed):
-    torch.manual_seed(seed)
-    ann.eval()
-    x = torch.randn(4, 2, SIDE, SIDE)
-    qann = quantize(ann, PMSM(levels=levels), x)
+def networks(layer: st.SearchStrategy[nn.Module], heads: list[str]) -> st.SearchStrategy[nn.Module]:
+    """Chains of layers, residual, joined and repeated, between a stem and a head."""
+    chain = st.lists(layer, min_size=1, max_size=4).map(lambda layers: nn.Sequential(*layers))
+    block = st.one_of(
+        chain,
+        st.builds(Residual, chain, st.sampled_from([None, 0.5])),
+        st.builds(Joined, chain, chain, st.sampled_from(["cat", "mul", "max", "sub"])),
+        st.builds(Twice, layer),
+    )
+    return st.builds(Net, st.lists(block, min_size=1, max_size=3), st.sampled_from(heads))
+
+
+def quantized(ann: nn.Module, method: PMSM, x: Tensor) -> Network:
+    """Calibrated on x; a network through which nothing passes, a branch minus the same, is drawn anew."""
+    qann = quantize(ann, method, x)
     try:
-        calibrate(qann, [x])
-    except CalibrationError as error:  # two equal branches, one minus the other
+        return calibrate(qann, [x])
+    except CalibrationError as error:
         assume("no signal at all reaches" not in str(error))
         raise
+
+
+@given(
+    ann=networks(layer, ["mean", "pool", "flatten"]),
+    levels=st.sampled_from([3, 9]),
+    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=EXAMPLES)
+def test_a_random_network_is_exact_at_one_step_and_the_same_by_layers_and_by_steps(ann, levels, seed, dtype):
+    torch.manual_seed(seed)
+    ann.to(dtype).eval()
+    x = torch.randn(4, 2, SIDE, SIDE, dtype=dtype)
+    qann = quantized(ann, PMSM(levels=levels), x)
     snn = convert(qann)
     report = verify(qann, snn, [x])
     assert report.max_difference == 0
@@ -212,9 +302,58 @@ def test_a_random_network_is_exact_at_one_step_and_the_same_by_layers_and_by_ste
     assert snn.meta["batch_first"]
     by_layers, by_steps = (simulate(snn, x, 3, schedule=schedule) for schedule in ("layers", "steps"))
     assert bool(torch.isfinite(by_steps.outputs).all())
-    # The sums of a step are rounded in another order, so that a potential may cross a threshold elsewhere:
-    # seldom, and by one spike.
-    for name, spikes in by_layers.spikes.items():
-        other = by_steps.spikes[name]
-        apart = (spikes.positive - other.positive).abs() + (spikes.negative - other.negative).abs()
-        assert int(apart.sum()) <= 4 + spikes.total // 20
+    # Kernels of another batch size round otherwise; in float64 no potential lies so near to a threshold.
+    if dtype == torch.float64:
+        assert_same_spikes(by_layers, by_steps)
+
+
+def assert_same_spikes(one: Run, other: Run) -> None:
+    for name, spikes in one.spikes.items():
+        assert torch.equal(spikes.positive, other.spikes[name].positive), name
+        assert torch.equal(spikes.negative, other.spikes[name].negative), name
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Where every sum is exact, the order of its terms does not matter: bit for bit, no tolerance
+# ----------------------------------------------------------------------------------------------------------
+
+EXACT_FUNCTIONS = [
+    "relu", "relu_", "affine of powers", "clamp", "square", "roll", "shuffle", "rotate", "halves",
+    "pad and cut", "max pool", "down and up", "dropout", "identity", "where", "truth", "one channel",
+    "largest", "quarter",
+]  # fmt: skip
+FUNCTIONS["affine of powers"] = lambda x: 1 - 2 * x / 4
+FUNCTIONS["quarter"] = lambda x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
+EXACT_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": nn.ReLU, "ReLU6": nn.ReLU6, "Hardtanh": nn.Hardtanh, "leaky": lambda: nn.LeakyReLU(0.25),
+}  # fmt: skip
+EXACT_NORMS: dict[str, Callable[[], nn.Module]] = {"batch": lambda: nn.BatchNorm2d(WIDTH, eps=0)}
+EXACT_WEIGHTED = {name: make for name, make in WEIGHTED.items() if name != "own weight"}
+exact_layer = st.one_of(
+    _one(EXACT_WEIGHTED), _one(EXACT_ACTIVATIONS), _one(EXACT_NORMS), _one({"max": POOLS["max"]}),
+    st.sampled_from(EXACT_FUNCTIONS).map(lambda name: Call(name, FUNCTIONS[name])),
+    st.builds(Products, st.sampled_from(["einsum", "bmm", "matmul"])),
+)  # fmt: skip
+
+
+@given(ann=networks(exact_layer, ["flatten"]), levels=st.sampled_from([3, 9]), seed=st.integers(0, 2**16))
+@settings(max_examples=EXAMPLES)
+def test_a_random_network_of_exact_sums_is_the_same_bit_for_bit_by_layers_and_by_steps(ann, levels, seed):
+    """Weights, inputs and steps are multiples of powers of two; two timesteps: means are exact as well."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in ann.parameters():
+            tensor.copy_(torch.randint(-8, 9, tensor.shape) / 16)
+        for norm in ann.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.copy_(torch.randint(-8, 9, (WIDTH,)) / 8)
+                norm.running_var.copy_(4.0 ** torch.randint(-1, 2, (WIDTH,)))
+    x = torch.randint(-16, 17, (4, 2, SIDE, SIDE)) / 8
+    qann = quantized(ann.eval(), PMSM(levels=levels), x)
+    for _, quantizer in graph.modules(qann, Quantizer):
+        quantizer.start.copy_(quantizer.start.log2().round().exp2())
+    snn = convert(qann)
+    assert verify(qann, snn, [x]).max_difference == 0
+    by_layers, by_steps = (simulate(snn, x, 2, schedule=schedule) for schedule in ("layers", "steps"))
+    assert_same_spikes(by_layers, by_steps)
+    assert torch.equal(by_layers.outputs, by_steps.outputs)

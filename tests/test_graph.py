@@ -1,6 +1,7 @@
 """The graph of a network computes what the network computes, or is refused; folding keeps the function."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -367,10 +368,11 @@ class Deep(nn.Module):
         super().__init__()
         self.conv, self.norm, self.last = nn.Conv2d(3, 3, 1), NormAct(3), nn.Conv2d(3, 2, 1)
         self.frozen, self.plain, self.drop = Frozen(3), NormAct(3, affine=False), DropPath()
+        self.register_buffer("gain", torch.rand(2, 1, 1), persistent=False)  # in no state dict
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop(self.norm(self.conv(x)))
-        return self.last(x + self.drop(self.plain(self.frozen(x))))
+        return self.last(x + self.drop(self.plain(self.frozen(x)))) * self.gain
 
 
 def test_in_training_mode_the_graph_does_what_the_network_does_in_training_mode():
@@ -391,7 +393,7 @@ def test_in_training_mode_the_graph_does_what_the_network_does_in_training_mode(
 
 def test_what_acts_in_training_only_is_absent_in_evaluation():
     network = Deep().eval()
-    traced = graph.trace(network, X)
+    traced = pickle.loads(pickle.dumps(graph.trace(network, X)))
     assert sum(isinstance(module, graph.TrainingOnly) for module in traced.modules()) == 2
     assert torch.equal(traced(X), network(X))
     assert not torch.equal(copy.deepcopy(traced).train()(X), traced(X))

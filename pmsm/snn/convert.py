@@ -147,7 +147,8 @@ def _is_linear(node: Node, signals: set[Node]) -> bool:
     leaves = [leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, Node)]
     carriers = [n for n in leaves if n in signals and (_is_number(n) or _is_choice(n, signals))]
     if carriers and node.target in DIVISIONS:
-        return node.args[0] is carriers[0] and len(carriers) == 1 and not node.kwargs.get("rounding_mode")
+        numerator = (*node.args, node.kwargs.get("input"))[0]
+        return carriers == [numerator] and not node.kwargs.get("rounding_mode")
     return len(carriers) < 2
 
 
@@ -158,8 +159,10 @@ def _is_choice(node: Node, signals: set[Node]) -> bool:
     network is given, and what depends on them alone, stay the same at every step.
     """
     waiting = [node] if node in signals else []
+    seen = set(waiting)
     while waiting and not _is_number(waiting[-1]):
-        waiting += signals.intersection(waiting.pop().all_input_nodes)
+        waiting += signals.intersection(waiting.pop().all_input_nodes) - seen
+        seen.update(waiting)
     return bool(waiting) and waiting[-1] is not node
 
 
