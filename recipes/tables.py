@@ -33,6 +33,7 @@ def page() -> str:
         *demo_tables(rows("demo.jsonl")),
         step_start_table(rows("step_start.jsonl")),
         rules_table(rows("calibration_rules.jsonl")),
+        transformer_rules_table(rows("vit_rules.jsonl")),
         pretrained_table(rows("pretrained_resnets.jsonl")),
         tracking_table(rows("tracking.jsonl")),
         *zoo_tables(rows("zoo.jsonl")),
@@ -118,6 +119,26 @@ def rules_table(runs: list[dict]) -> str:
 `recipes/calibration_rules.py`: pretrained {first["network"]}, one step per site from 512 training pictures,
 {first["images"]:,} test pictures, float {first["float_accuracy"]:.2f} %. Accuracy in % at
 T = {" / ".join(map(str, first["timesteps"]))}.
+
+{markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
+
+
+def transformer_rules_table(runs: list[dict]) -> str:
+    """The same for a vision transformer, and what clipping alone costs."""
+    if not runs:
+        return ""
+    first = runs[0]
+    levels = sorted({r["levels"] for r in runs})
+    table = []
+    for rule in dict.fromkeys(r["rule"] for r in runs):
+        here = {r["levels"]: (*r["accuracy"], r["clipped_accuracy"]) for r in runs if r["rule"] == rule}
+        table.append([rule, *(" / ".join(f"{a:.1f}" for a in here.get(level, [])) for level in levels)])
+    return f"""## Calibration rules on a transformer
+
+`recipes/vit_rules.py`: {first["network"]} on {first["data"]}, float {first["float_accuracy"]:.2f} %,
+{first["images"]:,} test pictures. Accuracy in % at T = {" / ".join(map(str, first["timesteps"]))} / of the
+clipped, unquantized network. The default rule, entropy, clips what a transformer cannot spare, and so no T
+brings it back: without training take `calibrate(..., rule="mse")` here.
 
 {markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
 

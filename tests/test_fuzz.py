@@ -20,7 +20,7 @@ from pmsm.snn.convert import convert
 from pmsm.snn.simulate import Run, simulate
 from pmsm.snn.verify import verify
 
-EXAMPLES = int(os.environ.get("PMSM_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("PMSM_FUZZ", "80"))
 WIDTH, SIDE = 4, 6  # of every signal between blocks: [N, 4, 6, 6]
 
 
