@@ -4,7 +4,7 @@ Run: .venv/bin/python recipes/tables.py
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 
@@ -109,18 +109,13 @@ def rules_table(runs: list[dict]) -> str:
     if not runs:
         return ""
     first = runs[0]
-    levels = sorted({r["levels"] for r in runs})
-    table = []
-    for rule in dict.fromkeys(r["rule"] for r in runs):
-        here = {r["levels"]: r["accuracy"] for r in runs if r["rule"] == rule}
-        table.append([rule, *(" / ".join(f"{a:.1f}" for a in here.get(level, [])) for level in levels)])
     return f"""## Calibration rules, without training
 
 `recipes/calibration_rules.py`: pretrained {first["network"]}, one step per site from 512 training pictures,
 {first["images"]:,} test pictures, float {first["float_accuracy"]:.2f} %. Accuracy in % at
 T = {" / ".join(map(str, first["timesteps"]))}.
 
-{markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
+{_by_rule_and_level(runs, lambda run: run["accuracy"])}"""
 
 
 def transformer_rules_table(runs: list[dict]) -> str:
@@ -128,11 +123,6 @@ def transformer_rules_table(runs: list[dict]) -> str:
     if not runs:
         return ""
     first = runs[0]
-    levels = sorted({r["levels"] for r in runs})
-    table = []
-    for rule in dict.fromkeys(r["rule"] for r in runs):
-        here = {r["levels"]: (*r["accuracy"], r["clipped_accuracy"]) for r in runs if r["rule"] == rule}
-        table.append([rule, *(" / ".join(f"{a:.1f}" for a in here.get(level, [])) for level in levels)])
     return f"""## Calibration rules on a transformer
 
 `recipes/vit_rules.py`: {first["network"]} on {first["data"]}, float {first["float_accuracy"]:.2f} %,
@@ -140,7 +130,16 @@ def transformer_rules_table(runs: list[dict]) -> str:
 clipped, unquantized network. The default rule, entropy, clips what a transformer cannot spare, and so no T
 brings it back: without training take `calibrate(..., rule="mse")` here.
 
-{markdown(["rule", *(f"{level} levels" for level in levels)], table)}"""
+{_by_rule_and_level(runs, lambda run: [*run["accuracy"], run["clipped_accuracy"]])}"""
+
+
+def _by_rule_and_level(runs: list[dict], read: Callable[[dict], list[float]]) -> str:
+    levels = sorted({run["levels"] for run in runs})
+    table = []
+    for rule in dict.fromkeys(run["rule"] for run in runs):
+        here = {run["levels"]: read(run) for run in runs if run["rule"] == rule}
+        table.append([rule, *(" / ".join(f"{a:.1f}" for a in here.get(level, [])) for level in levels)])
+    return markdown(["rule", *(f"{level} levels" for level in levels)], table)
 
 
 def pretrained_table(runs: list[dict]) -> str:

@@ -1,14 +1,13 @@
-"""What a set of labelled images is, and how it becomes batches that a resumed run repeats bit for bit."""
+"""What a set of labelled images is, and what a batch of it holds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from pmsm.ann.data.epochs import Epochs, move
 from pmsm.errors import DataError
 
 Augmentation = Literal["none", "shift", "crop-flip"]
@@ -27,35 +26,6 @@ def normalize(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     shape = (1, len(mean), 1, 1)
     x = pixels.to(torch.float32).div_(255)
     return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
-
-
-def move(pixels: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
-    """Each image moved by its own whole number of pixels, then mirrored left to right where `flip` says so.
-
-    Args:
-        pixels: [N, C, H, W]; what enters at a border is 0, black.
-        shift: [N, 2], int64, pixels down and to the right; shorter than the image.
-        flip: [N], bool.
-
-    Returns:
-        [N, C, H, W], dtype of `pixels`, contiguous.
-
-    >>> move(
-    ...     torch.tensor([[[[1, 2, 3]]]]), torch.tensor([[0, 1]]), torch.tensor([False])
-    ... )
-    tensor([[[[0, 1, 2]]]])
-    """
-    samples, channels, height, width = pixels.shape
-    border = int(shift.abs().max()) if samples else 0
-    rows = torch.arange(height) + border - shift[:, :1]
-    columns = torch.arange(width) + border - shift[:, 1:]
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    return F.pad(pixels, (border,) * 4)[
-        torch.arange(samples).view(-1, 1, 1, 1),
-        torch.arange(channels).view(1, -1, 1, 1),
-        rows.view(samples, 1, height, 1),
-        columns.view(samples, 1, 1, width),
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +99,7 @@ class Images:
         raise DataError(f"cannot use the image set {self.name!r}: {why}.")
 
 
-class Batches:
+class Batches(Epochs[Images]):
     """The batches of one epoch, as often as they are asked for.
 
     Yields x: [N, C, H, W], float32, normalized; y: [N], int64.
@@ -139,7 +109,7 @@ class Batches:
     without it every pass repeats the same order.
 
     Args:
-        images: the set.
+        samples: the set.
         batch_size: N; the last batch may be smaller, unless `drop_last`.
         augment: "shift" moves each image by up to an eighth of its height, "crop-flip" also mirrors half of
             them; on 32x32 that is the 4-pixel padding, crop and flip of arXiv:1512.03385, section 4.2.
@@ -148,73 +118,21 @@ class Batches:
         DataError: batch_size below 1, an unknown augmentation, or `drop_last` leaves no batch.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = False,
-        augment: Augmentation = "none",
-        drop_last: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise DataError(f"Batches needs batch_size >= 1, got {batch_size}.")
-        if augment not in get_args(Augmentation):
-            raise DataError(f"Batches has no augment={augment!r}; choose one of {get_args(Augmentation)}.")
-        if seed < 0:
-            raise DataError(f"Batches needs seed >= 0, got {seed}.")
-        if drop_last and len(images) < batch_size:
-            raise DataError(
-                f"{images.name!r} has {len(images)} images, less than one batch of {batch_size}, and "
-                f"drop_last drops it. Choose a smaller batch_size or drop_last=False."
-            )
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.augment: Augmentation = augment
-        self.drop_last = drop_last
-        self.epoch = 0
+    augmentations = get_args(Augmentation)
+    noun = "images"
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and augmentation of the next pass; `epoch` counts from 0."""
-        if epoch < 0:
-            raise DataError(f"Batches.set_epoch needs epoch >= 0, got {epoch}.")
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+    @property
+    def images(self) -> Images:
+        """The set."""
+        return self.samples
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.images)
-        generator = epoch_generator(self.seed, self.epoch)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        shift, flip = draw_moves(self.augment, count, self.images.images.shape[2:], generator)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
-            pixels = self.images.images[index]
+        images = self.samples
+        for index, shift, flip in self.draws(images.images.shape[2:]):
+            pixels = images.images[index]
             if self.augment != "none":
-                pixels = move(pixels, shift[index], flip[index])
-            yield normalize(pixels, self.images.mean, self.images.std), self.images.labels[index]
-
-
-def draw_moves(
-    augment: Augmentation, count: int, size: torch.Size, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """How far each image of the set moves ([count, 2]) and whether it is mirrored ([count])."""
-    reach = 0 if augment == "none" else min(max(1, size[0] // 8), *(side - 1 for side in size))
-    shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
-    coin = torch.randint(0, 2, (count,), generator=generator).bool()
-    return shift, coin if augment == "crop-flip" else torch.zeros_like(coin)
-
-
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator whose stream depends on the pair alone."""
-    # torch's CPU generator keeps the lower 32 bits of its seed only, so the pair is hashed, not packed.
-    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    return torch.Generator().manual_seed(state)
+                pixels = move(pixels, shift, flip)
+            yield normalize(pixels, images.mean, images.std), images.labels[index]
 
 
 def _kind(tensor: Tensor) -> str:

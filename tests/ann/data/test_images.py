@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmsm.ann.data.images import Batches, Images, move, normalize
+from pmsm.ann.data.epochs import move
+from pmsm.ann.data.images import Batches, Images, normalize
 from pmsm.errors import DataError
 
 AUGMENTATIONS = ("none", "shift", "crop-flip")

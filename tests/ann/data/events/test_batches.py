@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmsm.ann.data.events import FrameBatches, Frames
-from pmsm.ann.data.images import move
+from pmsm.ann.data.epochs import move
 from pmsm.errors import DataError
 
 
