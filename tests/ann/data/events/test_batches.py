@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmsm.ann.data.events import FrameBatches, Frames
 from pmsm.ann.data.epochs import move
+from pmsm.ann.data.events import FrameBatches, Frames
 from pmsm.errors import DataError
 
 
