@@ -49,7 +49,7 @@ def main() -> None:
         with torch.no_grad():
             return qann(x)
 
-    times = interleave({"qann": plain, "snn": lambda: simulate(snn, x, 1)}, options.repeats)
+    times, _ = interleave({"qann": plain, "snn": lambda: simulate(snn, x, 1)}, options.repeats)
     median, low, high = quotient(times, "snn", "qann")
     print(f"quantize + calibrate + convert: {seconds:.1f} s, peak {peak_bytes / 2**30:.2f} GiB; {found}")
     print(
