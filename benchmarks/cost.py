@@ -23,7 +23,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -116,7 +116,7 @@ def forward_variants(ann: nn.Module, qann: nn.Module, x: torch.Tensor) -> dict[s
 
 def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled: bool) -> Work:
     """One step of SGD on a fixed batch."""
-    network = copy.deepcopy(network).train().requires_grad_(True).to(memory_format=torch.channels_last)
+    network = copy.deepcopy(network).train().requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore
     x = x.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     forward = torch.compile(network) if compiled else network
@@ -132,7 +132,7 @@ def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
 
 
 def interleave(
-    variants: dict[str, Work], repeats: int
+    variants: Mapping[str, Work], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds and page faults of each variant, round by round, in an order drawn anew each time; two rounds
     warm up and do not count.

@@ -120,7 +120,7 @@ def memory(timesteps: int, schedule: str) -> dict:
     held, peak = 0, 0
     for event in profiler.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
         if event.name() == "[memory]":
-            held += event.nbytes()
+            held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             peak = max(peak, held)
     return {"timesteps": timesteps, "schedule": schedule, "samples": MEMORY_BATCH,
             "tensors_mib": round(peak / 2**20, 2), "process_mib": round(process, 1)}  # fmt: skip
