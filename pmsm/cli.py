@@ -25,8 +25,9 @@ INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """A command: known errors end it with their text and status 1, Ctrl-C with the way on and status 130."""
 
-    @wraps(function)
+    @wraps(function)  # its docstring too: that is what --help prints
     def run(*args: Any, **kwargs: Any) -> None:
+        """`function` with its errors told."""
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:

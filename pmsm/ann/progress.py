@@ -32,6 +32,7 @@ def progress_bar(show: bool, settings: Settings) -> Iterator[Report]:
         def report(
             epoch: int = 0, batch: int = 0, loss: float | None = None, valid: float | None = None
         ) -> None:
+            """Move the bar."""
             if valid is not None:
                 bar.update(task, valid=f"  valid {valid:.2f} %")
             if loss is not None:

@@ -81,19 +81,12 @@ def train(
     if valid is not None:
         check_reiterable(valid, "valid")
     settings = Settings(
-        epochs=epochs,
-        batches=count_batches(train, "train"),
-        lr=LEARNING_RATES.get(str(optimizer), 0.1) if lr is None else lr,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        label_smoothing=label_smoothing,
-        warmup_epochs=warmup_epochs,
-        seed=seed,
-        precision=resolved,
+        epochs=epochs, batches=count_batches(train, "train"),
+        lr=LEARNING_RATES.get(str(optimizer), 0.1) if lr is None else lr, optimizer=optimizer,
+        weight_decay=weight_decay, momentum=momentum, label_smoothing=label_smoothing,
+        warmup_epochs=warmup_epochs, seed=seed, precision=resolved, compile=compile,
         channels_last=resolved == "bf16" if channels_last == "auto" else channels_last,
-        compile=compile,
-    )
+    )  # fmt: skip
     try:
         with progress_bar(sys.stderr.isatty() if progress is None else progress, settings) as report:
             return _Loop(network, train, valid, settings, device, report).run(path, resume)

@@ -65,6 +65,7 @@ class Tracer(fx.Tracer):
         return known[0]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Enter a module, or keep it as one call: what a leaf is, and what acts in training only."""
         made_by_forward = m not in (self.submodule_paths or {})  # as in nn.ReLU()(x)
         if self.looking or made_by_forward:
             return forward(*args, **kwargs)

@@ -32,8 +32,10 @@ def running(snn: Network, *, record: str | None = None) -> Iterator["Stepper"]:
     check_choices(record, "steps")
     with opened(snn) as state:
         stepper = Stepper(snn, state, record)
-        yield stepper
-        stepper.close()
+        try:
+            yield stepper
+        finally:
+            stepper.close()
 
 
 class Stepper:
@@ -63,7 +65,8 @@ class Stepper:
             The read-out: the mean over all steps so far (integrate), or what the spikes add up to (tracking).
 
         Raises:
-            SimulationError: another shape than before, NaN or Inf, or the block has ended.
+            SimulationError: another shape than before, NaN or Inf, or the block has ended; the run goes on as
+                if the frame had not been.
         """
         frames = Frames(tuple(x) if isinstance(x, tuple | list) else (x,), timesteps, False, False)
         frames.check()
@@ -72,10 +75,9 @@ class Stepper:
             self._state.start(1, keep=True)
         self._state.listen(self._record, timesteps, frames.samples, first=-self.t)
         for _ in range(timesteps):
+            y = self._state.forward(frames.tensors)
             self.t += 1
-            self._total, output = read_out(
-                self._snn, self._state.forward(frames.tensors), self._total, self.t
-            )
+            self._total, output = read_out(self._snn, y, self._total, self.t)
         self.spikes = self._state.read(timesteps)
         return output
 

@@ -250,6 +250,32 @@ def test_a_frame_of_another_batch_size_is_refused_and_the_run_goes_on(snn):
         assert torch.equal(step(x[1]), whole.output)
 
 
+def test_a_frame_with_nan_is_refused_and_the_run_goes_on(snn):
+    x = frames(2)
+    whole = simulate(snn, x, stream=True, schedule="steps")
+    with running(snn) as step:
+        step(x[0])
+        with pytest.raises(SimulationError, match="NaN or Inf"):
+            step(torch.full_like(x[0], float("nan")))
+        assert step.t == 1
+        assert torch.equal(step(x[1]), whole.output)
+
+
+def test_after_a_block_that_failed_a_run_takes_no_frame(snn):
+    steps = []
+
+    def fail() -> None:
+        with running(snn) as step:
+            steps.append(step)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with pytest.raises(SimulationError, match="has ended"):
+        steps[0](frames()[0])
+    assert clean(snn)
+
+
 def test_after_its_block_a_run_takes_no_frame(snn):
     with running(snn) as step:
         step(frames()[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pmsm.ann.data.epochs import Epochs, move
+from pmsm.ann.data.labels import check_labels, described
 from pmsm.errors import DataError
 
 Augmentation = Literal["none", "shift", "crop-flip"]
@@ -54,7 +55,7 @@ class Images:
 
     def __post_init__(self) -> None:
         self._check_images()
-        self._check_labels()
+        check_labels(self.labels, len(self.images), self.class_count, name=self.name, noun="images")
         channels = self.images.shape[1]
         if not len(self.mean) == len(self.std) == channels or not all(std > 0 for std in self.std):
             self._refuse(
@@ -80,23 +81,12 @@ class Images:
 
     def _check_images(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            self._refuse(f"images must be uint8 [n, C, H, W], got {_kind(self.images)}")
+            self._refuse(f"images must be uint8 [n, C, H, W], got {described(self.images)}")
         if self.images.numel() == 0:
             self._refuse(f"it is empty: images have shape {list(self.images.shape)}")
 
-    def _check_labels(self) -> None:
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            self._refuse(f"labels must be int64 [{len(self.images)}], got {_kind(self.labels)}")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.class_count:
-            self._refuse(f"labels must lie in [0, {self.class_count}), got {low} to {high}")
-        if low == high:
-            self._refuse(
-                f"all {len(self)} images are of class {low}; a classifier needs at least two classes"
-            )
-
     def _refuse(self, why: str) -> None:
-        raise DataError(f"cannot use the image set {self.name!r}: {why}.")
+        raise DataError(f"cannot use the set {self.name!r}: {why}.")
 
 
 class Batches(Epochs[Images]):
@@ -133,7 +123,3 @@ class Batches(Epochs[Images]):
             if self.augment != "none":
                 pixels = move(pixels, shift, flip)
             yield normalize(pixels, images.mean, images.std), images.labels[index]
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -7,7 +7,7 @@ import numpy as np
 
 from pmsm.ann.data.events.aedat2 import read_aedat2
 from pmsm.ann.data.events.aedat4 import read_aedat4
-from pmsm.ann.data.events.folders import label_by_folder, list_recordings, require_folder, split_by_name
+from pmsm.ann.data.events.folders import list_recordings, own_split, require_folder
 from pmsm.ann.data.events.sets import Events
 from pmsm.ann.data.events.source import Disorder
 
@@ -46,13 +46,8 @@ def cifar10_dvs(
     """
     directory = require_folder(directory, LAYOUT)
     files = list_recordings(directory, CLASSES, (".aedat", ".aedat4"), LAYOUT)
-    halves = split_by_name(files, test_share, seed)
-    names = (f"CIFAR10-DVS {half} (own split, seed {seed})" for half in ("train", "test"))
-    train, test = (
-        label_by_folder(files, partial(_read, disorder=disorder), CLASSES, SENSOR_SIZE, name)
-        for files, name in zip(halves, names, strict=True)
-    )
-    return train, test
+    read = partial(_read, disorder=disorder)
+    return own_split("CIFAR10-DVS", files, read, CLASSES, SENSOR_SIZE, test_share=test_share, seed=seed)
 
 
 def _read(path: Path, disorder: Disorder) -> np.ndarray:

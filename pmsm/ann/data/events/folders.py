@@ -93,5 +93,27 @@ def label_by_folder(
     return Events(recordings, torch.tensor(labels, dtype=torch.int64), classes, sensor_size, name)
 
 
+def own_split(
+    name: str,
+    files: list[list[Path]],
+    read: Callable[[Path], np.ndarray],
+    classes: tuple[str, ...],
+    sensor_size: SensorSize,
+    *,
+    test_share: float,
+    seed: int,
+) -> tuple[Events, Events]:
+    """Training and test set of a set without an official split; their names say that it is ours.
+
+    Raises:
+        DataError: as `split_by_name`.
+    """
+    train, test = (
+        label_by_folder(half, read, classes, sensor_size, f"{name} {which} (own split, seed {seed})")
+        for half, which in zip(split_by_name(files, test_share, seed), ("train", "test"), strict=True)
+    )
+    return train, test
+
+
 def _rank(seed: int, path: Path) -> bytes:
     return hashlib.sha256(f"{seed}/{path.parent.name}/{path.name}".encode()).digest()

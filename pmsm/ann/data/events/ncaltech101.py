@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from pmsm.ann.data.events.atis import read_atis
-from pmsm.ann.data.events.folders import label_by_folder, list_recordings, require_folder, split_by_name
+from pmsm.ann.data.events.folders import list_recordings, own_split, require_folder
 from pmsm.ann.data.events.sets import Events
 from pmsm.ann.data.events.source import Disorder
 from pmsm.errors import DataError
@@ -46,11 +46,6 @@ def ncaltech101(
     classes = tuple(sorted(path.name for path in directory.iterdir() if path.is_dir()))
     if len(classes) != CLASS_COUNT:
         raise DataError(f"{str(directory)!r} holds {len(classes)} folders. {LAYOUT}")
-    halves = split_by_name(list_recordings(directory, classes, (".bin",), LAYOUT), test_share, seed)
+    files = list_recordings(directory, classes, (".bin",), LAYOUT)
     read = partial(read_atis, sensor_size=SENSOR_SIZE, disorder=disorder)
-    names = (f"N-Caltech101 {half} (own split, seed {seed})" for half in ("train", "test"))
-    train, test = (
-        label_by_folder(files, read, classes, SENSOR_SIZE, name)
-        for files, name in zip(halves, names, strict=True)
-    )
-    return train, test
+    return own_split("N-Caltech101", files, read, classes, SENSOR_SIZE, test_share=test_share, seed=seed)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pmsm.ann.data.events.framing import Framing, frame_events
 from pmsm.ann.data.events.record import Recordings, SensorSize, check_sensor_size
+from pmsm.ann.data.labels import check_labels
 from pmsm.errors import DataError
 
 Progress = Callable[[int, int], None]  # called with the recordings done and their total
@@ -41,7 +42,7 @@ class Events:
 
     def __post_init__(self) -> None:
         check_sensor_size(self.sensor_size)
-        _check_labels(self.labels, len(self.recordings), self.class_count, self.name)
+        check_labels(self.labels, len(self.recordings), self.class_count, name=self.name, noun="recordings")
 
     @property
     def class_count(self) -> int:
@@ -153,7 +154,7 @@ class Frames:
             raise DataError(f"cannot use the set {self.name!r}: frames have shape {list(self.frames.shape)}.")
         if not 0 < self.scale < float("inf"):
             raise DataError(f"cannot use the set {self.name!r}: it needs 0 < scale, got {self.scale}.")
-        _check_labels(self.labels, len(self.frames), self.class_count, self.name)
+        check_labels(self.labels, len(self.frames), self.class_count, name=self.name, noun="recordings")
 
     @property
     def class_count(self) -> int:
@@ -170,24 +171,6 @@ class Frames:
             DataError: fewer than two classes are left.
         """
         return replace(self, frames=self.frames[index], labels=self.labels[index])
-
-
-def _check_labels(labels: Tensor, count: int, class_count: int, name: str) -> None:
-    if labels.dtype != torch.int64 or labels.shape != (count,) or count == 0:
-        raise DataError(
-            f"cannot use the set {name!r}: labels must be int64 [{count}], at least one, got {labels.dtype} "
-            f"{list(labels.shape)}."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= class_count:
-        raise DataError(
-            f"cannot use the set {name!r}: labels must lie in [0, {class_count}), got {low} to {high}."
-        )
-    if low == high:
-        raise DataError(
-            f"cannot use the set {name!r}: all {count} recordings are of class {low}; a classifier needs at "
-            f"least two classes."
-        )
 
 
 def _collect(frames: Iterator[np.ndarray], shape: tuple[int, ...], dtype: str, name: str) -> np.ndarray:

@@ -108,9 +108,9 @@ def test_take_keeps_recordings_and_labels_together_and_reads_nothing():
 @pytest.mark.parametrize(
     "change, text",
     [
-        (dict(labels=torch.arange(6)), r"labels must be int64 \[7\], at least one, got torch.int64 \[6\]"),
-        (dict(labels=torch.zeros(7)), "got torch.float32"),
-        (dict(recordings=[], labels=torch.arange(0)), r"labels must be int64 \[0\], at least one"),
+        (dict(labels=torch.arange(6)), r"labels must be int64 \[7\], got int64 \[6\]"),
+        (dict(labels=torch.zeros(7)), r"got float32 \[7\]"),
+        (dict(recordings=[], labels=torch.arange(0)), "it is empty: there are no recordings"),
         (dict(labels=torch.zeros(7).long()), "all 7 recordings are of class 0"),
         (dict(classes=2), r"labels must lie in \[0, 2\), got 0 to 2"),
         (dict(sensor_size=(8, 8)), r"sensor_size must be \(W, H, P\)"),
