@@ -58,17 +58,15 @@ def train(
     Args:
         train, valid: batches (x, y), iterated anew in every epoch, such as a list or a DataLoader;
             x: [N, ...], y: [N], class indices. `train.set_epoch(epoch)` is called where it exists.
-        lr: peak of the cosine schedule; default in `LEARNING_RATES`.
+        lr, warmup_epochs: peak of the cosine schedule (default in `LEARNING_RATES`); epochs of the rise to it.
         optimizer: "sgd" (Nesterov, with `momentum`) or "adamw".
         weight_decay: on all parameters except those that a module names in its class attribute `no_decay`.
-        warmup_epochs: length of the linear rise, in epochs.
         precision: "bf16" is autocast with float32 weights; "auto" takes it where the processor multiplies
             bfloat16 natively (AMX or AVX512 on CPUs). Validation is always float32.
         channels_last: memory format of 4-d inputs and weights while training; "auto" follows bf16. On CPUs
             torch 2.13 sums BatchNorm's variance less exactly in it (2e-4 relative, below bf16's rounding).
         compile: train through torch.compile (needs a C++ compiler).
-        checkpoint: file that receives the whole state after every finished epoch.
-        resume: go on from `checkpoint` if it exists.
+        checkpoint, resume: file for the whole state after every finished epoch; go on from it if it exists.
         progress: show a progress bar; default: if stderr is a terminal.
 
     Raises:
