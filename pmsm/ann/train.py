@@ -58,7 +58,7 @@ def train(
     Args:
         train, valid: batches (x, y), iterated anew in every epoch, such as a list or a DataLoader;
             x: [N, ...], y: [N], class indices. `train.set_epoch(epoch)` is called where it exists.
-        lr, warmup_epochs: peak of the cosine schedule (default in `LEARNING_RATES`), epochs of the rise to it.
+        lr, warmup_epochs: peak of the cosine schedule (default: `LEARNING_RATES`), epochs of the rise to it.
         optimizer: "sgd" (Nesterov, with `momentum`) or "adamw".
         weight_decay: on all parameters except those that a module names in its class attribute `no_decay`.
         precision: "bf16" is autocast with float32 weights; "auto" takes it where the processor multiplies
