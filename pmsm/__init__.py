@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pmsm.ann.train import evaluate, train
+    from pmsm.ann.evaluate import evaluate
+    from pmsm.ann.train import train
     from pmsm.methods import METHODS, PMSM, QCFS
     from pmsm.qann.calibrate import calibrate, kept
     from pmsm.qann.quantize import clipped, quantize
@@ -31,7 +32,7 @@ _HOME = {
     "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
-    "evaluate": "ann.train", "train": "ann.train", "explain": "study.explain",
+    "evaluate": "ann.evaluate", "train": "ann.train", "explain": "study.explain",
     "measure": "study.energy.measure", "Measurement": "study.energy.measurement",
     "TECHNOLOGIES": "study.energy.technology",
 }  # fmt: skip

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pmsm.errors import PMSMError, TrainingError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+ROW_SUM = 1e-2
+"""Most that a row of soft labels may miss 1 by: what a hundred classes lose in bfloat16."""
 
 
 def check_iterable(batches: Batches, name: str) -> None:
@@ -129,10 +131,17 @@ def check_finite(network: nn.Module, when: str, remedy: str) -> None:
             raise TrainingError(f"parameter {name!r} holds NaN or infinity {when}. {remedy}")
 
 
+Share = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""x, y, index of the batch -> the rows of both that this process takes."""
+
+
 def place(
-    batch: object, index: int, device: torch.device, channels_last: bool = False
+    batch: object, index: int, device: torch.device, channels_last: bool = False, share: Share | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Batch `index` on the device, checked: x: [N, ...], finite; y: [N], class indices as int64.
+    """Batch `index` (or this process's `share` of it) on the device, checked.
+
+    Returns:
+        x: [N, ...], finite; y: [N], class indices as int64, or [N, classes], probabilities as float32.
 
     Raises:
         TrainingError: `batch` is no pair of such tensors.
@@ -148,14 +157,8 @@ def place(
     for name, tensor in (("x", x), ("y", y)):
         if remedy := _unfit(tensor):
             raise TrainingError(f"batch {index} cannot be read: {name} {remedy.format(name)}.")
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if y.dim() != 1 or x.dim() < 2 or len(x) != len(y) or len(y) == 0 or not whole:
-        raise TrainingError(
-            f"batch {index} has x {tuple(x.shape)} and y {tuple(y.shape)} of {y.dtype}; needed are "
-            f"x [N, ...] and y [N] of whole numbers, N >= 1. For class indices of another type pass "
-            f"y.long(), for one-hot labels y.argmax(1); single samples go through DataLoader(dataset, "
-            f"batch_size=128)."
-        )
+    _refuse_misshapen(x, y, index)
+    x, y = (x, y) if share is None else share(x, y, index)
     four = channels_last and x.dim() == 4
     x = x.to(device, non_blocking=True, memory_format=torch.channels_last if four else torch.preserve_format)
     if not x.isfinite().all():
@@ -163,7 +166,31 @@ def place(
             f"batch {index} holds NaN or infinity in x. Find it with torch.isfinite(x), and clean the data "
             f"or its normalization (a standard deviation of 0?)."
         )
-    return x, y.to(device, torch.long, non_blocking=True)
+    kind = torch.float32 if y.is_floating_point() else torch.long
+    return x, y.to(device, kind, non_blocking=True)
+
+
+def _refuse_misshapen(x: Tensor, y: Tensor, index: int) -> None:
+    soft = y.is_floating_point() and y.dim() == 2
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool) and y.dim() == 1
+    if not (soft or whole) or x.dim() < 2 or len(x) != len(y) or y.numel() == 0:
+        raise TrainingError(
+            f"batch {index} has x {tuple(x.shape)} and y {tuple(y.shape)} of {y.dtype}; needed are "
+            f"x [N, ...] and y [N] of whole numbers, or y [N, classes] of floats, N >= 1. For class "
+            f"indices of another type pass y.long(), for one-hot labels y.argmax(1); single samples go "
+            f"through DataLoader(dataset, batch_size=128)."
+        )
+    if soft and not (bool((y >= 0).all()) and bool(((y.float().sum(1) - 1).abs() < ROW_SUM).all())):
+        raise TrainingError(
+            f"batch {index} has soft labels y [N, classes] whose rows are not probabilities: each must be "
+            f">= 0 and sum to 1. Write y.clamp(min=0) / y.clamp(min=0).sum(1, keepdim=True); logits go "
+            f"through y.softmax(1)."
+        )
+
+
+def classes_of(y: Tensor) -> Tensor:
+    """[N] class indices: `y` itself, or the likeliest class of each row of soft labels."""
+    return y if y.dim() == 1 else y.argmax(1)
 
 
 def _described(value: object) -> str:
@@ -187,7 +214,7 @@ def _unfit(tensor: Tensor) -> str:
 
 
 def logits_of(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, index: int) -> Tensor:
-    """The network's answer [N, classes] to batch `index`, checked against the labels.
+    """The network's answer [N, classes] to batch `index`, checked against the labels [N] or [N, classes].
 
     Raises:
         TrainingError: the network cannot take the batch, answers no floats [N, classes], or a label is
@@ -208,8 +235,19 @@ def logits_of(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, index: 
             f"the network answers batch {index} of shape {tuple(x.shape)} with {answer}; needed are logits "
             f"[N, classes], floats. Wrap it in a module that returns them alone."
         )
+    _refuse_unknown_classes(y, logits.shape[1], index)
+    return logits
+
+
+def _refuse_unknown_classes(y: Tensor, classes: int, index: int) -> None:
+    if y.dim() == 2:
+        if y.shape[1] != classes:
+            raise TrainingError(
+                f"batch {index} has soft labels of {y.shape[1]} classes, but the network has {classes} "
+                f"logits. Build it with num_classes={y.shape[1]}."
+            )
+        return
     low, high = (int(bound) for bound in y.aminmax())
-    classes = logits.shape[1]
     if low < 0 or high >= classes:
         remedy = (
             "Leave out the samples without a class, x[y >= 0] and y[y >= 0]"
@@ -220,7 +258,6 @@ def logits_of(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, index: 
             f"batch {index} has labels from {low} to {high}, but the network has {classes} logits (classes 0 "
             f"to {classes - 1}). {remedy}, or number the labels from 0."
         )
-    return logits
 
 
 def _refusal(error: Exception, x: Tensor, index: int) -> TrainingError:

@@ -1,12 +1,15 @@
 """How a training run reaches the disk after every epoch, and how it comes back bit for bit or not at all.
 
-One safetensors file, written atomically, never unpickled: `model.<key>`, `optimizer.<kind>.<parameter>` and
-`rng.<stream>` (uint8), under a JSON header with the epochs done and the settings they were trained with.
+One safetensors file, written atomically, never unpickled: `model.<key>`, `optimizer.<kind>.<parameter>`,
+`rng.<stream>` (uint8), and where they are used `ema.<key>` (averaged weights) and `scaler.<number>` (fp16),
+under a JSON header with the epochs done and the settings they were trained with.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -14,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pmsm.ann.schedule import DEFAULTS
 from pmsm.errors import CheckpointError
 from pmsm.files import write_atomic
 
@@ -23,36 +27,57 @@ FORMAT_VERSION = 1
 Streams = Mapping[str, torch.Generator]
 
 
-def save_training(
-    path: str | Path,
-    network: nn.Module,
-    optimizer: Optimizer,
-    streams: Streams,
-    settings: dict,
-    epochs: list[dict],
-) -> None:
-    """Write all that the next epoch depends on; what stood at `path` stays until the new file is whole.
+class Part(Protocol):
+    """Something else that the next epoch depends on."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds, by name."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors()` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the next epoch depends on.
 
     Args:
         streams: the generators that training draws from, by name.
         settings: JSON-able; `load_training` goes on only under the same.
+        parts: what else there is, by the prefix of its tensors.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    streams: Streams
+    settings: dict
+    parts: Mapping[str, Part]
+
+
+def save_training(path: str | Path, run: Training, epochs: list[dict]) -> None:
+    """Write all that the next epoch depends on; what stood at `path` stays until the new file is whole.
+
+    Args:
         epochs: one JSON-able row per finished epoch.
 
     Raises:
         CheckpointError: the folder cannot be written, the disk is full, or the network's state is no tensors.
     """
-    tensors = _model_tensors(network) | _optimizer_tensors(network, optimizer) | _stream_tensors(streams)
-    training = {"settings": settings, "epochs": epochs, "torch": str(torch.__version__)}
+    tensors = _model_tensors(run.network) | _optimizer_tensors(run.network, run.optimizer)
+    tensors |= _stream_tensors(run.streams)
+    for prefix, part in run.parts.items():
+        tensors |= _part_tensors(prefix, part)
+    training = {"settings": run.settings, "epochs": epochs, "torch": str(torch.__version__)}
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "training": json.dumps(training)}
     # Clones, because safetensors refuses memory that two names share (tied weights).
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     write_atomic(path, safetensors.torch.save(whole, metadata=header), error=CheckpointError)
 
 
-def load_training(
-    path: str | Path, network: nn.Module, optimizer: Optimizer, streams: Streams, settings: dict
-) -> list[dict]:
-    """Fill network, optimizer and streams from `path`, and return the rows of the epochs done.
+def load_training(path: str | Path, run: Training) -> list[dict]:
+    """Fill network, optimizer, streams and parts from `path`, and return the rows of the epochs done.
 
     Everything is compared first: after a refusal, nothing has been changed.
 
@@ -62,22 +87,38 @@ def load_training(
     """
     header, tensors = _read(path)
     training = _training(path, header)
-    _check_settings(path, training["settings"], settings)
+    _check_settings(path, training["settings"], run.settings)
     rng = _section(tensors, "rng.")
     moments = _section(tensors, "optimizer.")
-    model = {name: value for name, value in tensors.items() if name not in rng | moments}
-    _check_tensors(path, "network", model, _model_tensors(network))
-    _check_tensors(path, "random streams", rng, _stream_tensors(streams))
-    _check_moments(path, moments, dict(network.named_parameters()))
-    network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
-    _load_optimizer(network, optimizer, moments)
-    for name, stream in streams.items():
+    parts = {prefix: _section(tensors, f"{prefix}.") for prefix in run.parts}
+    others = {name for section in (rng, moments, *parts.values()) for name in section}
+    model = {name: value for name, value in tensors.items() if name not in others}
+    _check_tensors(path, "network", model, _model_tensors(run.network))
+    _check_tensors(path, "random streams", rng, _stream_tensors(run.streams))
+    _check_moments(path, moments, dict(run.network.named_parameters()))
+    for prefix, part in run.parts.items():
+        _check_tensors(path, prefix, parts[prefix], _part_tensors(prefix, part))
+    run.network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
+    _load_optimizer(run.network, run.optimizer, moments)
+    for name, stream in run.streams.items():
         stream.set_state(rng[f"rng.{name}"])
+    for prefix, part in run.parts.items():
+        part.load({name.removeprefix(f"{prefix}."): value for name, value in parts[prefix].items()})
     return training["epochs"]
 
 
+def finished_epochs(path: str | Path) -> int:
+    """How many epochs the checkpoint at `path` holds.
+
+    Raises:
+        CheckpointError: the file is truncated or foreign.
+    """
+    header, _ = _read(path)
+    return len(_training(path, header)["epochs"])
+
+
 def load_weights(path: str | Path, network: nn.Module) -> None:
-    """Fill `network` alone from the training checkpoint `path`.
+    """Fill `network` alone from the training checkpoint `path`, with averaged weights where it holds them.
 
     Raises:
         CheckpointError: the file is truncated, foreign, or of another network; nothing has been changed.
@@ -86,6 +127,8 @@ def load_weights(path: str | Path, network: nn.Module) -> None:
     _training(path, header)
     model = _section(tensors, "model.")
     _check_tensors(path, "network", model, _model_tensors(network))
+    averaged = _section(tensors, "ema.")
+    model |= {name.replace("ema.", "model.", 1): value for name, value in averaged.items()}
     network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
 
 
@@ -112,6 +155,10 @@ def _optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Te
 
 def _stream_tensors(streams: Streams) -> dict[str, Tensor]:
     return {f"rng.{name}": stream.get_state() for name, stream in streams.items()}
+
+
+def _part_tensors(prefix: str, part: Part) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in part.tensors().items()}
 
 
 def _load_optimizer(network: nn.Module, optimizer: Optimizer, moments: dict[str, Tensor]) -> None:
@@ -158,6 +205,7 @@ def _training(path: str | Path, header: dict[str, str]) -> dict:
 
 
 def _check_settings(path: str | Path, saved: dict, wanted: dict) -> None:
+    saved = DEFAULTS | saved
     differing = [
         f"{name}={saved.get(name)!r} there and {wanted.get(name)!r} here"
         for name in sorted(saved.keys() | wanted.keys())

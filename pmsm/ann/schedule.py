@@ -1,8 +1,9 @@
 """What decides a training run, and what it did: settings, learning rate of every step, history."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 
+from pmsm.ann.precision import PRECISIONS
 from pmsm.errors import TrainingError
 
 # Peak of the schedule when none is given: He et al. 2016 (CIFAR) for SGD, Loshchilov & Hutter 2019 for AdamW.
@@ -36,9 +37,16 @@ def _one_of(value: object, *names: str) -> bool:
     return isinstance(value, str) and value in names
 
 
+Rule = tuple[bool, str, str]
+"""Whether it holds, what is needed, what to write."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers of a run, as resolved; a checkpoint goes on only under the same settings."""
+    """What decides the numbers of a run, as resolved; a checkpoint goes on only under the same settings.
+
+    `batches` is the number per epoch, `teacher` the fingerprint of the network that teaches ("" for none).
+    """
 
     epochs: int
     batches: int
@@ -52,11 +60,27 @@ class Settings:
     precision: str
     channels_last: bool
     compile: bool
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float = 0.0
+    layer_decay: float = 1.0
+    distill: float = 0.0
+    temperature: float = 1.0
+    teacher: str = ""
 
     def __post_init__(self) -> None:
+        rules = self._rules_of_the_schedule() | self._rules_of_the_step()
+        broken = [name for name, (holds, _, _) in rules.items() if not holds]
+        if broken:
+            needed = ", ".join(rules[name][1] for name in broken)
+            got = ", ".join(f"{name}={getattr(self, name)!r}" for name in broken)
+            write = ", ".join(f"{name}={rules[name][2]}" for name in broken)
+            raise TrainingError(f"train needs {needed}; got {got}. Write train(..., {write}).")
+
+    def _rules_of_the_schedule(self) -> dict[str, Rule]:
         last = self.epochs if _whole(self.epochs, 1) else math.inf
         usual = LEARNING_RATES["adamw" if self.optimizer == "adamw" else "sgd"]
-        rules = {  # name: whether it holds, what is needed, what to write
+        return {
             "epochs": (_whole(self.epochs, 1), "a whole number epochs >= 1", "30"),
             "optimizer": (_one_of(self.optimizer, *LEARNING_RATES), "optimizer 'sgd' or 'adamw'", "'sgd'"),
             "lr": (_number(self.lr, 0, math.inf) and self.lr > 0, "a number 0 < lr < inf", f"{usual}"),
@@ -71,26 +95,60 @@ class Settings:
                 _number(self.warmup_epochs, 0, math.inf) and self.warmup_epochs <= last,
                 f"a number 0 <= warmup_epochs <= epochs (here {last})", "1",
             ),
+            "layer_decay": (
+                self.layer_decay == 1 or (_number(self.layer_decay, 0, 1) and self.layer_decay != 0),
+                "a number 0 < layer_decay <= 1", "0.75",
+            ),
             "seed": (_whole(self.seed, 0) and self.seed < 2**63, "a whole number 0 <= seed < 2**63", "0"),
+        }  # fmt: skip
+
+    def _rules_of_the_step(self) -> dict[str, Rule]:
+        return {
             "precision": (
-                _one_of(self.precision, "fp32", "bf16"), "precision 'auto', 'fp32' or 'bf16'", "'auto'",
+                _one_of(self.precision, *PRECISIONS),
+                "precision 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'", "'auto'",
             ),
             "channels_last": (
                 isinstance(self.channels_last, bool), "channels_last True, False or 'auto'", "'auto'",
             ),
             "compile": (isinstance(self.compile, bool), "compile True or False", "False"),
+            "accumulate": (_whole(self.accumulate, 1), "a whole number accumulate >= 1", "1"),
+            "clip_norm": (
+                self.clip_norm is None or (_number(self.clip_norm, 0, math.inf) and self.clip_norm != 0),
+                "clip_norm None or a number 0 < clip_norm < inf", "1.0",
+            ),
+            "ema": (_number(self.ema, 0, 1), "a number 0 <= ema < 1", "0.999"),
+            "distill": (
+                _number(self.distill, 0, 1) or self.distill == 1, "a number 0 <= distill <= 1", "0.9",
+            ),
+            "temperature": (
+                _number(self.temperature, 0, math.inf) and self.temperature > 0,
+                "a number 0 < temperature < inf", "4.0",
+            ),
         }  # fmt: skip
-        broken = [name for name, (holds, _, _) in rules.items() if not holds]
-        if broken:
-            needed = ", ".join(rules[name][1] for name in broken)
-            got = ", ".join(f"{name}={getattr(self, name)!r}" for name in broken)
-            write = ", ".join(f"{name}={rules[name][2]}" for name in broken)
-            raise TrainingError(f"train needs {needed}; got {got}. Write train(..., {write}).")
 
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of the global step `step`."""
-        warmup_steps = round(self.warmup_epochs * self.batches)
-        return learning_rate(step, self.epochs * self.batches, warmup_steps, self.lr)
+    @property
+    def updates(self) -> int:
+        """Updates of the weights per epoch."""
+        return -(-self.batches // self.accumulate)
+
+    def update_of(self, epoch: int, index: int) -> int:
+        """The global number of the update that batch `index` of `epoch` is part of, from 0 on."""
+        return epoch * self.updates + index // self.accumulate
+
+    def group_size(self, index: int) -> int:
+        """Batches in the update that batch `index` is part of; the last of an epoch may have fewer."""
+        start = index - index % self.accumulate
+        return max(1, min(self.accumulate, self.batches - start))
+
+    def learning_rate(self, update: int) -> float:
+        """Learning rate of the global update `update`."""
+        warmup = round(self.warmup_epochs * self.updates)
+        return learning_rate(update, self.epochs * self.updates, warmup, self.lr)
+
+
+DEFAULTS = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+"""What a checkpoint means that was written before a setting existed."""
 
 
 @dataclass(frozen=True)

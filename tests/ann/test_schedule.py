@@ -45,7 +45,7 @@ def test_a_warm_up_as_long_as_the_run_only_rises():
         {"label_smoothing": 1.0},
         {"warmup_epochs": 3.0},
         {"seed": -1},
-        {"precision": "fp16"},
+        {"precision": "fp8"},
         {"weight_decay": -1.0},
     ],
     ids=str,

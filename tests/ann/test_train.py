@@ -196,7 +196,7 @@ def test_resume_needs_a_file_to_resume_from():
         {"optimizer": "adam"},
         {"optimizer": ["sgd"]},
         {"optimizer": torch.optim.SGD},
-        {"precision": "fp16"},
+        {"precision": "fp8"},
         {"precision": torch.bfloat16},
         {"seed": True},
         {"channels_last": "yes"},
