@@ -65,7 +65,18 @@ def test_torch_is_not_loaded_before_it_is_needed(module):
 
 
 def test_optional_packages_are_not_loaded_by_the_verbs():
-    heavy = ["torchvision", "pyarrow", "sklearn", "matplotlib", "jinja2", "rich", "h5py", "lz4", "zstandard"]
+    heavy = [
+        "accelerate",
+        "torchvision",
+        "pyarrow",
+        "sklearn",
+        "matplotlib",
+        "jinja2",
+        "rich",
+        "h5py",
+        "lz4",
+        "zstandard",
+    ]
     code = (
         "import sys, pmsm; [getattr(pmsm, name) for name in pmsm.__all__]; "
         f"sys.exit(str([name for name in {heavy} if name in sys.modules]))"
