@@ -7,8 +7,8 @@ under a JSON header with the epochs done and the settings they were trained with
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import safetensors.torch
@@ -39,44 +39,39 @@ class Part(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Training:
-    """All that the next epoch depends on.
+Parts = Mapping[str, Part]
+"""What else the next epoch depends on, by the prefix of its tensors."""
+NONE: Parts = MappingProxyType({})
+
+
+def save_training(
+    path: str | Path, network: nn.Module, optimizer: Optimizer, streams: Streams, settings: dict,
+    epochs: list[dict], parts: Parts = NONE,
+) -> None:  # fmt: skip
+    """Write all that the next epoch depends on; what stood at `path` stays until the new file is whole.
 
     Args:
         streams: the generators that training draws from, by name.
         settings: JSON-able; `load_training` goes on only under the same.
-        parts: what else there is, by the prefix of its tensors.
-    """
-
-    network: nn.Module
-    optimizer: Optimizer
-    streams: Streams
-    settings: dict
-    parts: Mapping[str, Part]
-
-
-def save_training(path: str | Path, run: Training, epochs: list[dict]) -> None:
-    """Write all that the next epoch depends on; what stood at `path` stays until the new file is whole.
-
-    Args:
         epochs: one JSON-able row per finished epoch.
 
     Raises:
         CheckpointError: the folder cannot be written, the disk is full, or the network's state is no tensors.
     """
-    tensors = _model_tensors(run.network) | _optimizer_tensors(run.network, run.optimizer)
-    tensors |= _stream_tensors(run.streams)
-    for prefix, part in run.parts.items():
+    tensors = _model_tensors(network) | _optimizer_tensors(network, optimizer) | _stream_tensors(streams)
+    for prefix, part in parts.items():
         tensors |= _part_tensors(prefix, part)
-    training = {"settings": run.settings, "epochs": epochs, "torch": str(torch.__version__)}
+    training = {"settings": settings, "epochs": epochs, "torch": str(torch.__version__)}
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "training": json.dumps(training)}
     # Clones, because safetensors refuses memory that two names share (tied weights).
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     write_atomic(path, safetensors.torch.save(whole, metadata=header), error=CheckpointError)
 
 
-def load_training(path: str | Path, run: Training) -> list[dict]:
+def load_training(
+    path: str | Path, network: nn.Module, optimizer: Optimizer, streams: Streams, settings: dict,
+    parts: Parts = NONE,
+) -> list[dict]:  # fmt: skip
     """Fill network, optimizer, streams and parts from `path`, and return the rows of the epochs done.
 
     Everything is compared first: after a refusal, nothing has been changed.
@@ -87,23 +82,23 @@ def load_training(path: str | Path, run: Training) -> list[dict]:
     """
     header, tensors = _read(path)
     training = _training(path, header)
-    _check_settings(path, training["settings"], run.settings)
+    _check_settings(path, training["settings"], settings)
     rng = _section(tensors, "rng.")
     moments = _section(tensors, "optimizer.")
-    parts = {prefix: _section(tensors, f"{prefix}.") for prefix in run.parts}
-    others = {name for section in (rng, moments, *parts.values()) for name in section}
+    saved = {prefix: _section(tensors, f"{prefix}.") for prefix in parts}
+    others = {name for section in (rng, moments, *saved.values()) for name in section}
     model = {name: value for name, value in tensors.items() if name not in others}
-    _check_tensors(path, "network", model, _model_tensors(run.network))
-    _check_tensors(path, "random streams", rng, _stream_tensors(run.streams))
-    _check_moments(path, moments, dict(run.network.named_parameters()))
-    for prefix, part in run.parts.items():
-        _check_tensors(path, prefix, parts[prefix], _part_tensors(prefix, part))
-    run.network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
-    _load_optimizer(run.network, run.optimizer, moments)
-    for name, stream in run.streams.items():
+    _check_tensors(path, "network", model, _model_tensors(network))
+    _check_tensors(path, "random streams", rng, _stream_tensors(streams))
+    _check_moments(path, moments, dict(network.named_parameters()))
+    for prefix, part in parts.items():
+        _check_tensors(path, prefix, saved[prefix], _part_tensors(prefix, part))
+    network.load_state_dict({name.removeprefix("model."): value for name, value in model.items()})
+    _load_optimizer(network, optimizer, moments)
+    for name, stream in streams.items():
         stream.set_state(rng[f"rng.{name}"])
-    for prefix, part in run.parts.items():
-        part.load({name.removeprefix(f"{prefix}."): value for name, value in parts[prefix].items()})
+    for prefix, part in parts.items():
+        part.load({name.removeprefix(f"{prefix}."): value for name, value in saved[prefix].items()})
     return training["epochs"]
 
 

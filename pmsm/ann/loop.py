@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pmsm.ann.average import Average
 from pmsm.ann.batches import Batches, check_finite, classes_of, logits_of, place
-from pmsm.ann.checkpoint import Training, finished_epochs, load_training, save_training
+from pmsm.ann.checkpoint import Parts, Streams, finished_epochs, load_training, save_training
 from pmsm.ann.evaluate import accuracy
 from pmsm.ann.optimizer import build_optimizer
 from pmsm.ann.precision import HALF, Scaler, tf32
@@ -87,25 +87,28 @@ class Loop:
                 with self.workers.contact(f"in epoch {epoch + 1}"):
                     rows.append(self.epoch(epoch, first=epoch == first))
                 if checkpoint is not None and self.workers.is_main:
-                    save_training(checkpoint, self.state(), [asdict(row) for row in rows])
+                    save_training(checkpoint, *self.state(), [asdict(row) for row in rows], self.parts())
             self.workers.wait()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.swap()
         return History(tuple(rows), self.settings)
 
-    def state(self) -> Training:
-        """What a checkpoint holds."""
-        parts = {"ema": self.average} if self.average is not None else {}
-        parts |= {"scaler": self.scaler} if self.settings.precision == "fp16" else {}
-        return Training(self.network, self.optimizer, self.streams, asdict(self.settings), parts)
+    def state(self) -> tuple[nn.Module, torch.optim.Optimizer, Streams, dict]:
+        """What every checkpoint holds."""
+        return self.network, self.optimizer, self.streams, asdict(self.settings)
+
+    def parts(self) -> Parts:
+        """What this run's holds besides."""
+        average = {} if self.average is None else {"ema": self.average}
+        return average | ({"scaler": self.scaler} if self.settings.precision == "fp16" else {})
 
     def resumed(self, checkpoint: Path) -> list[Epoch]:
         """The epochs done, with all state as after the last of them."""
         done = finished_epochs(checkpoint) if self.on_epoch is not None else 0
         if done:
             self.prepare(done - 1)  # so that the network has the form that the checkpoint knows
-        return [Epoch(**row) for row in load_training(checkpoint, self.state())]
+        return [Epoch(**row) for row in load_training(checkpoint, *self.state(), self.parts())]
 
     def prepare(self, epoch: int) -> None:
         """Let the caller change the network before `epoch`."""
