@@ -1,0 +1,59 @@
+"""What every command shares: the application, how a command ends, options that mean the same everywhere."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Turn a trained PyTorch network into a spiking network that is exact at the first timestep.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished `pmsm train`.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; on a busy machine one is the fastest.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command: known errors end it with their text and status 1, Ctrl-C with the way on and status 130."""
+
+    @wraps(function)  # its docstring too: that is what --help prints
+    def run(*args: Any, **kwargs: Any) -> None:
+        """`function` with its errors told."""
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            resumes = "resume" in signature(function).parameters
+            kept = " Finished epochs are kept; the same command with --resume goes on from there."
+            typer.echo("Stopped." + kept * resumes, err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if type(error).__module__ != "pmsm.errors":  # ours, without importing torch for a mere --help
+                raise
+            typer.echo(f"pmsm: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    app.command()(run)
+    return run
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def tell(row: dict[str, Any], json: bool, text: str) -> None:
+    """The result for a person, or for a program."""
+    from json import dumps
+
+    typer.echo(dumps(row) if json else text)

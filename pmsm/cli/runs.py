@@ -1,0 +1,92 @@
+"""`pmsm convert`, `evaluate` and `measure`: what can be asked of the folder of a finished run."""
+
+from typing import Annotated
+
+import typer
+
+from pmsm.cli.app import Json, RunFolder, Threads, command, tell, use_threads
+
+
+@command
+def convert(
+    run: RunFolder,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Convert the network of a run, and prove on test samples that it is equal at T=1.
+
+    Example: pmsm convert runs/nmnist
+    """
+    from pmsm.study.experiment import load_experiment, prove
+
+    use_threads(threads)
+    _, source, qann = load_experiment(run)
+    found = prove(qann, source)
+    row = {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
+    tell(row, json, str(found))
+
+
+@command
+def evaluate(
+    run: RunFolder,
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="Steps; for events at most the frames. Default: as trained.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    burst: Annotated[int | None, typer.Option(help="Most spikes per step in tracking mode.")] = None,
+    reset_each_frame: Annotated[
+        bool, typer.Option("--reset-each-frame", help="Forget all potentials at each frame of events.")
+    ] = False,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Accuracy and spikes of the spiking network after each timestep, on the test samples of a run.
+
+    Example: pmsm evaluate runs/nmnist --timesteps 8
+    """
+    from pmsm.study.experiment import evaluate_over_time, load_experiment
+
+    use_threads(threads)
+    experiment, source, qann = load_experiment(run)
+    steps = experiment.timesteps if timesteps is None else timesteps
+    row = evaluate_over_time(qann, source, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
+    lines = [
+        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
+        for t, (accuracy, spikes) in enumerate(zip(row["accuracy"], row["spikes_per_neuron"], strict=True), 1)
+    ]
+    if "spikes_per_event" in row:
+        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
+    tell(row, json, "\n".join(lines))
+
+
+@command
+def measure(
+    run: RunFolder,
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of an image; events take one per frame. Default: 1.")
+    ] = None,
+    technology: Annotated[
+        str, typer.Option(help="What an operation costs, see docs/energy.md.")
+    ] = "45nm-fp32",
+    convention: Annotated[str, typer.Option(help="unary, events or graded.")] = "unary",
+    memory: Annotated[str | None, typer.Option(help="Charge memory as well: sram-8k, ..., dram.")] = None,
+    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Count spikes, synaptic operations and energy on the test samples of a run, beside the dense networks.
+
+    Example: pmsm measure runs/nmnist --technology 45nm-int8
+    """
+    from pmsm.snn.convert import convert
+    from pmsm.study.energy.measure import measure
+    from pmsm.study.experiment import load_experiment
+
+    use_threads(threads)
+    _, source, qann = load_experiment(run)
+    stream = source.events is not None
+    found = measure(
+        convert(qann, mode=mode), source.test, timesteps or 1, stream=stream, technology=technology,
+        convention=convention, memory=memory,
+    )  # fmt: skip
+    typer.echo(found.as_json() if json else str(found))
