@@ -9,7 +9,14 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pmsm.errors import PMSMError
-from pmsm.graph.operators import BATCHNORMS, CONVOLUTIONS, SIZE_CALLS, WEIGHTED
+from pmsm.graph.operators import (
+    BATCHNORMS,
+    CONVOLUTIONS,
+    MATRIX_PRODUCTS,
+    SIZE_CALLS,
+    TRANSPOSITIONS,
+    WEIGHTED,
+)
 
 Network = fx.GraphModule
 Node = fx.Node
@@ -132,13 +139,16 @@ def dtype_of(node: Node) -> torch.dtype | None:
     return next((leaf for leaf in found if isinstance(leaf, torch.dtype)), None)
 
 
-def channel_dim(network: Network, node: Node) -> int:
-    """The dimension of a node's signal that counts channels: 1, but the last one behind Linear and
-    LayerNorm.
+def channel_dim(network: Network, node: Node) -> int | None:
+    """The dimension of a node's signal that counts channels: 1, but the last one behind Linear and LayerNorm.
+
+    None behind a transposition or a matrix product: there the last dimension may be a number of tokens.
     """
     while isinstance(node, Node):
         if is_module(network, node, (nn.Linear, nn.LayerNorm)):
             return -1
+        if node.op in ("call_function", "call_method") and node.target in MATRIX_PRODUCTS | TRANSPOSITIONS:
+            return None
         if is_module(network, node, (*CONVOLUTIONS, *BATCHNORMS)) or not node.all_input_nodes:
             break
         node = node.all_input_nodes[0]

@@ -185,6 +185,11 @@ MATRIX_PRODUCTS = {
 }  # fmt: skip
 """Products of matrices: every operand that carries data must be a code."""
 
+TRANSPOSITIONS = {
+    getattr(torch, name) for name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
+} | {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}  # fmt: skip
+"""Calls behind which a dimension is another one."""
+
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _CHOICES = (
     *_COMPARISONS, "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_xor", "logical_not",

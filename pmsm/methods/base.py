@@ -19,13 +19,13 @@ class Site:
     Args:
         name: name of the module in the traced network.
         shape: shape of the signal for the example batch, batch dimension first.
-        channel_dim: dimension of `shape` that counts channels.
+        channel_dim: dimension of `shape` that counts channels; None where the signal has none.
         rectified: the float network applies ReLU here; the quantizer takes its place.
     """
 
     name: str = "site"
     shape: tuple[int, ...] = ()
-    channel_dim: int = 1
+    channel_dim: int | None = 1
     rectified: bool = True
 
     @property
@@ -34,8 +34,10 @@ class Site:
         return int(torch.Size(self.shape[1:]).numel())
 
     def scale_shape(self, per_channel: bool) -> tuple[int, ...]:
-        """Shape of the step: a scalar, or 1 in every dimension but the channel's."""
-        if not per_channel:
+        """Shape of what a site or a channel has one of: a scalar, or 1 in every dimension but the
+        channel's.
+        """
+        if not per_channel or self.channel_dim is None:
             return ()
         return tuple(
             size if i == self.channel_dim % len(self.shape) else 1 for i, size in enumerate(self.shape)
@@ -97,8 +99,10 @@ class Quantizer(nn.Module):
     """Base of the trainable quantizers: `scale * count(x / scale)` at one site.
 
     Until `calibrate` has set a start, the forward pass is refused. While an `observer` is set, the site lets
-    the float
-    signal pass and shows it to the observer: that is how calibration sees the float network.
+    the float signal pass and shows it to the observer: that is how calibration sees the float network.
+
+    `initial`, scalar or one per channel, in [-1/2, 1/2), is the potential / threshold that the neurons start
+    with; calibration sets it where the method `starts_anywhere`.
 
     A subclass holds the parameters, and defines `scale`, `calibrate`, `set_start` and
     `_integrate_neuron`.
@@ -107,9 +111,14 @@ class Quantizer(nn.Module):
     slack: ClassVar[float] = 0.5
     """How far beyond the outermost codes the gradient passes, in steps."""
 
+    starts_anywhere: ClassVar[bool] = False
+    """Whether calibration may choose the potential that the neurons start with."""
+
     def __init__(self, site: Site):
         super().__init__()
         self.site = site
+        self.register_buffer("initial", torch.zeros(site.scale_shape(self.starts_anywhere)))
+        self.initial: Tensor
         self.observer: Callable[[Tensor], None] | None = None
         self.register_buffer("bounds", torch.zeros(2, dtype=torch.int64))
         self.bounds: Tensor
@@ -138,7 +147,9 @@ class Quantizer(nn.Module):
             burst: most spikes per step in tracking mode; default: enough to settle in one step.
         """
         if mode == "tracking":
-            return TrackingNeuron(self.threshold(), self.quant_min, self.quant_max, burst=burst)
+            return TrackingNeuron(
+                self.threshold(), self.quant_min, self.quant_max, initial=self.initial.clone(), burst=burst
+            )
         if mode != "integrate" or burst is not None:
             raise SettingsError(
                 f"the modes are 'integrate' and 'tracking' (with burst), got {mode!r}, burst={burst}."
@@ -172,7 +183,7 @@ class Quantizer(nn.Module):
                 f"site {self.site.name!r} has no step yet. Call pmsm.calibrate(qann, batches) first, "
                 f"or pmsm.calibrate(qann) when every site stands behind BatchNorm."
             )
-        return quantize(x, self.scale(), self.quant_min, self.quant_max, self.slack)
+        return quantize(x, self.scale(), self.quant_min, self.quant_max, self.slack, self.initial)
 
     def _observe(self, x: Tensor) -> Tensor:
         rectified = x.relu() if self.site.rectified else x

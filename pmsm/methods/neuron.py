@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from pmsm.errors import SettingsError
-from pmsm.methods.rounding import BLOCK, count, dense, flat_arrays, kernels, quantize
+from pmsm.methods.rounding import (
+    BLOCK,
+    Pattern,
+    channel_pattern,
+    count,
+    dense,
+    flat_arrays,
+    kernels,
+    quantize,
+)
 
 
 class Probe(Protocol):
@@ -55,12 +64,14 @@ class NeuronState:
 class Neuron(nn.Module):
     """Integrate-and-fire neuron with signed multi-spikes and soft reset.
 
-    Each step: v += x / threshold; k = count(v); v -= k; emit threshold * k. At t=1 that is the quantizer, bit
-    for bit.
+    Each step: v += x / threshold; k = count(v); v -= k; emit threshold * k; v(0) = initial. At t=1 that is
+    the quantizer, bit for bit.
 
     Args:
         threshold: scalar or channel-shaped, positive, activation units.
         quant_min, quant_max: bounds of the count at t=1.
+        initial: scalar or channel-shaped, in [-1/2, 1/2): potential / threshold before the first step, where
+            a neuron without input stays silent. Its share of the mean output fades as 1/t. None: 0.
         cancel: bound the running total instead of each step, quant_min * t <= sum of k <= quant_max * t, with
             at most max(-quant_min, quant_max) spikes per step: a rectified site may then take back what it
             sent too early, and
@@ -70,10 +81,20 @@ class Neuron(nn.Module):
     nothing.
     """
 
-    def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, cancel: bool = True):
+    def __init__(
+        self,
+        threshold: Tensor,
+        quant_min: int,
+        quant_max: int,
+        *,
+        initial: Tensor | None = None,
+        cancel: bool = True,
+    ):
         super().__init__()
         self.register_buffer("threshold", threshold)
+        self.register_buffer("initial", threshold.new_zeros(()) if initial is None else initial)
         self.threshold: Tensor
+        self.initial: Tensor
         self.quant_min, self.quant_max, self.cancel = quant_min, quant_max, cancel
         self.state: NeuronState | None = None
         self.probe: Probe | None = None
@@ -83,7 +104,7 @@ class Neuron(nn.Module):
         threshold.
         """
         if self.state is None and self.probe is None:
-            return quantize(x, self.threshold, self.quant_min, self.quant_max)
+            return quantize(x, self.threshold, self.quant_min, self.quant_max, initial=self.initial)
         x = dense(x)
         out = torch.empty_like(x)
         if self.state is None:
@@ -99,13 +120,13 @@ class Neuron(nn.Module):
         if self._compiled_once(x, out):
             return
         for row, x_, out_ in _row_blocks(x, out):
-            torch.div(x_, self.threshold, out=out_)
+            torch.div(x_, self.threshold, out=out_).add_(self.initial)
             self._emit(count(out_, self.quant_min, self.quant_max, out=out_), 0, row)
 
     def _one_of_many(self, x: Tensor, out: Tensor, state: NeuronState) -> None:
         """One step, with the state of the whole batch carried from call to call."""
         if state.v is None:
-            state.v, state.bound = torch.zeros_like(x), self._first_bound(x)
+            state.v, state.bound = torch.zeros_like(x).add_(self.initial), self._first_bound(x)
         if not self._compiled_step(x, out, state):
             bounds = () if state.bound is None else (state.bound,)
             for row, x_, out_, v, *bound in _row_blocks(x, out, state.v, *bounds):
@@ -118,7 +139,7 @@ class Neuron(nn.Module):
             return
         x_steps, out_steps = (y.unflatten(0, (timesteps, -1)).transpose(0, 1) for y in (x, out))
         for row, _, x_, out_ in _row_blocks(x_steps[:, 0], x_steps, out_steps):
-            v = torch.zeros_like(x_[:, 0])
+            v = torch.zeros_like(x_[:, 0]).add_(self.initial)
             bound = self._first_bound(v)
             for t in range(timesteps):
                 self._emit(self._step(x_[:, t], v, bound, out_[:, t]), t, row)
@@ -126,49 +147,55 @@ class Neuron(nn.Module):
     # The same in one pass through memory, where a kernel can serve; each returns whether it did.
 
     def _compiled_once(self, x: Tensor, out: Tensor) -> bool:
-        arrays = self._kernel_arrays(x, out)
-        if arrays is None:
+        laid = self._kernel_arrays(x, out)
+        if laid is None:
             return False
+        arrays, pattern = laid
         net, size = np.zeros((2, 1, len(x)), np.int64)
         x_, out_ = (a.reshape(len(x), -1) for a in arrays)
-        numbers = map(np.float32, (self.threshold.item(), self.quant_min, self.quant_max))
-        kernels().neuron_once(x_, out_, net[0], size[0], *numbers)
+        limits = map(np.float32, (self.quant_min, self.quant_max))
+        kernels().neuron_once(x_, out_, net[0], size[0], *pattern, *limits)
         self._add(net, size, 0, x_.shape[-1])
         return True
 
     def _compiled_scan(self, x: Tensor, out: Tensor, timesteps: int) -> bool:
-        arrays = self._kernel_arrays(x, out)
-        if arrays is None:
+        laid = self._kernel_arrays(x, out)
+        if laid is None:
             return False
+        arrays, pattern = laid
         net, size = np.zeros((2, timesteps, len(x) // timesteps), np.int64)
         first, step, side = self._bound_rule()
         x_, out_ = (a.reshape(*net.shape, -1) for a in arrays)
-        numbers = map(np.float32, (self.threshold.item(), *self._burst(), first, step))
-        kernels().neuron_scan(x_, out_, net, size, *numbers, side)
+        limits = map(np.float32, (*self._burst(), first, step))
+        kernels().neuron_scan(x_, out_, net, size, *pattern, *limits, side)
         self._add(net, size, 0, x_.shape[-1])
         return True
 
     def _compiled_step(self, x: Tensor, out: Tensor, state: NeuronState) -> bool:
-        arrays = self._kernel_arrays(x, out, state.v, *([] if state.bound is None else [state.bound]))
-        if arrays is None:
+        laid = self._kernel_arrays(x, out, state.v, *([] if state.bound is None else [state.bound]))
+        if laid is None:
             return False
+        arrays, pattern = laid
         net, size = np.zeros((2, 1, len(x)), np.int64)
         _, step, side = self._bound_rule()
         x_, out_, v, *bound = (a.reshape(len(x), -1) for a in arrays)
-        numbers = map(np.float32, (self.threshold.item(), *self._burst(), step))
+        limits = map(np.float32, (*self._burst(), step))
         bound = bound[0] if bound else np.zeros((1, 1), np.float32)
-        kernels().neuron_step(x_, v, bound, out_, net[0], size[0], *numbers, side)
+        kernels().neuron_step(x_, v, bound, out_, net[0], size[0], *pattern, *limits, side)
         self._add(net, size, state.t, x_.shape[-1])
         return True
 
-    def _kernel_arrays(self, *tensors: Tensor | None) -> list[Any] | None:
+    def _kernel_arrays(self, *tensors: Tensor | None) -> tuple[list[Any], Pattern] | None:
         inexact = self.most_spikes >= 2**13  # a kernel sums 2,048 counts in float32
         if (self.probe is not None and (self.probe.keep or inexact)) or self.threshold.dtype != torch.float32:
             return None
         first = tensors[0]
         # Samples must lie one behind the other: the kernels take [N, M].
-        usable = first is not None and first.dtype == torch.float32 and _sample_by_sample(first)
-        return flat_arrays(self.threshold, *(t for t in tensors if t is not None)) if usable else None
+        if first is None or first.dtype != torch.float32 or not _sample_by_sample(first):
+            return None
+        arrays = flat_arrays(self.threshold, *(t for t in tensors if t is not None))
+        pattern = None if arrays is None else channel_pattern(first, self.threshold, self.initial)
+        return None if arrays is None or pattern is None else (arrays, pattern)
 
     def _add(self, net: np.ndarray, size: np.ndarray, t: int, neurons: int) -> None:
         if self.probe is not None:
@@ -231,7 +258,8 @@ def _sample_by_sample(x: Tensor) -> bool:
 class TrackingNeuron(Neuron):
     """Differential neuron: its spikes tell changes, so that their sum follows the code of its input.
 
-    Each step: k = clip(count(U) - sent, -burst, burst); sent += k, with U the accumulated input / threshold.
+    Each step: k = clip(count(U + initial) - sent, -burst, burst); sent += k, with U the accumulated input /
+    threshold.
     Settled, `sent` is the code of the quantized network, and the neuron is silent. With
     burst >= max(-quant_min, quant_max) that is so after one step; burst = 1 is the signed ternary neuron of
     SpikeZIP-TF (ST-BIF; You et al., ICML 2024).
@@ -244,8 +272,16 @@ class TrackingNeuron(Neuron):
         burst: most spikes per step of either sign, at least 1; default: quant_max - quant_min, any change.
     """
 
-    def __init__(self, threshold: Tensor, quant_min: int, quant_max: int, *, burst: int | None = None):
-        super().__init__(threshold, quant_min, quant_max)
+    def __init__(
+        self,
+        threshold: Tensor,
+        quant_min: int,
+        quant_max: int,
+        *,
+        initial: Tensor | None = None,
+        burst: int | None = None,
+    ):
+        super().__init__(threshold, quant_min, quant_max, initial=initial)
         self.burst = quant_max - quant_min if burst is None else burst
         if type(self.burst) is not int or self.burst < 1:
             raise SettingsError(f"TrackingNeuron needs a whole number burst >= 1, got {burst!r}.")
@@ -259,7 +295,8 @@ class TrackingNeuron(Neuron):
         out = torch.empty_like(x)
         x_steps, out_steps = (y.unflatten(0, (state.timesteps, -1)) for y in (x, out))
         for t in range(state.timesteps):
-            spikes = count(x_steps[t] / self.threshold, self.quant_min, self.quant_max)
+            u = x_steps[t] / self.threshold
+            spikes = count(u.add_(self.initial), self.quant_min, self.quant_max)
             spikes = (spikes if state.sent is None else spikes.sub_(state.sent)).clamp_(
                 -self.burst, self.burst
             )

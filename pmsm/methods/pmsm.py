@@ -29,7 +29,7 @@ class PMSM(Method):
             as above. The last two replace ReLU by the signed quantizer, so that the negative values behind
             BatchNorm survive; the network must then be trained. A pair (quant_min, quant_max) sets the split
             by hand.
-        per_channel: one step for each channel instead of one for the site.
+        per_channel: one step for each channel, where the signal has channels, or one for the site.
 
     Raises:
         SettingsError: levels < 2, an unknown split, or a pair that is not quant_min <= 0 < quant_max.
@@ -37,7 +37,7 @@ class PMSM(Method):
 
     levels: int = 9
     split: str | tuple[int, int] = "entropy"
-    per_channel: bool = False
+    per_channel: bool = True
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "PMSM")
@@ -91,6 +91,7 @@ class PMSMQuantizer(Quantizer):
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ("rho",)
+    starts_anywhere: ClassVar[bool] = True
 
     def __init__(self, method: PMSM, site: Site):
         super().__init__(site)
@@ -124,8 +125,9 @@ class PMSMQuantizer(Quantizer):
         with torch.no_grad():
             self.start.copy_(start.scale)
             self.rho.zero_()
+            self.initial.zero_()
         self._set_bounds(start.quant_min, start.quant_max)
 
     def _integrate_neuron(self) -> Neuron:
         """The neuron with threshold = scale; over several timesteps it bounds its running total."""
-        return Neuron(self.threshold(), self.quant_min, self.quant_max)
+        return Neuron(self.threshold(), self.quant_min, self.quant_max, initial=self.initial.clone())

@@ -40,8 +40,16 @@ def count(v: Tensor, quant_min: int, quant_max: int, out: Tensor | None = None) 
     return torch.add(v, 0.5, out=out).floor_().clamp_(quant_min, quant_max)
 
 
-def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float = 0.5) -> Tensor:
-    """`scale * count(x / scale)`, with the straight-through gradient in `x` and the exact one in `scale`.
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    quant_min: int,
+    quant_max: int,
+    slack: float = 0.5,
+    initial: Tensor | None = None,
+) -> Tensor:
+    """`scale * count(x / scale + initial)`, with the straight-through gradient in `x`, the exact one in
+    `scale`.
 
     Args:
         x: [...], activation; half precisions are computed in the precision of `scale` and returned in their
@@ -50,73 +58,83 @@ def quantize(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: fl
             units.
         slack: how far beyond the outermost codes, in steps, the gradient of `x` still passes: 1/2 for PMSM
             (the whole cell of the outermost code), 0 for QCFS.
+        initial: as `scale`, in [-1/2, 1/2): the potential / threshold that a neuron starts with; None for 0.
 
     Returns:
         [...], whole multiples of `scale` between quant_min and quant_max.
 
-    With u = x / scale, k = count(u) and "inside" = quant_min - slack <= u < quant_max + slack:
-    d/dx = 1 inside, else 0; d/dscale = k - u inside, k outside.
+    With u = x / scale + initial, k = count(u) and "inside" = quant_min - slack <= u < quant_max + slack:
+    d/dx = 1 inside, else 0; d/dscale = k - x / scale inside, k outside; d/dinitial = scale inside, else 0.
     """
-    return _Quantize.apply(x, scale, quant_min, quant_max, slack)
+    if initial is None:
+        initial = scale.new_zeros(())
+    return _Quantize.apply(x, scale, initial.to(scale.dtype), quant_min, quant_max, slack)
 
 
 class _Quantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scale, quant_min, quant_max, slack):
-        ctx.save_for_backward(x, scale)  # x alone: codes and mask are cheaper to recompute than to keep
+    def forward(ctx, x, scale, initial, quant_min, quant_max, slack):
+        ctx.save_for_backward(x, scale, initial)  # codes and mask are cheaper to recompute than to keep
         ctx.settings = quant_min, quant_max, slack
-        return _forward(x, scale, quant_min, quant_max)
+        return _forward(x, scale, initial, quant_min, quant_max)
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
-        quant_min, quant_max, slack = ctx.settings
-        grad_x, grad_scale = _backward(grad, x, scale, quant_min, quant_max, slack)
-        return grad_x, grad_scale, None, None, None
+        x, scale, initial = ctx.saved_tensors
+        grad_x, grad_scale = _backward(grad, x, scale, initial, *ctx.settings)
+        grad_initial = None
+        if ctx.needs_input_grad[2]:
+            grad_initial = (grad_x * scale).sum_to_size(initial.shape)
+        return grad_x, grad_scale, grad_initial, None, None, None
 
 
-def _forward(x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
+def _forward(x: Tensor, scale: Tensor, initial: Tensor, quant_min: int, quant_max: int) -> Tensor:
     if torch.compiler.is_compiling():
-        return (count(x.to(scale.dtype) / scale, quant_min, quant_max) * scale).to(x.dtype)
+        u = x.to(scale.dtype) / scale + initial
+        return (count(u, quant_min, quant_max) * scale).to(x.dtype)
     x = dense(x)
     out = torch.empty_like(x)
     arrays = flat_arrays(scale, x, out)
-    if arrays is not None:
+    pattern = None if arrays is None else channel_pattern(x, scale, initial)
+    if arrays is not None and pattern is not None:
         kernel = kernels().quantize_float32 if x.dtype == torch.float32 else kernels().quantize_bfloat16
-        kernel(*arrays, *map(np.float32, (scale.item(), quant_min, quant_max)))
+        kernel(*arrays, *pattern, np.float32(quant_min), np.float32(quant_max))
         return out
-    for x_, out_ in blocks(scale, x, out):
+    for x_, out_ in blocks(_wider(scale, initial), x, out):
         u = torch.div(x_.to(scale.dtype), scale, out=out_ if out_.dtype == scale.dtype else None)
-        count(u, quant_min, quant_max, out=u).mul_(scale)
+        count(u.add_(initial), quant_min, quant_max, out=u).mul_(scale)
         if u.dtype != out_.dtype:
             out_.copy_(u)
     return out
 
 
 def _backward(
-    grad: Tensor, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float
+    grad: Tensor, x: Tensor, scale: Tensor, initial: Tensor, quant_min: int, quant_max: int, slack: float
 ) -> tuple[Tensor, Tensor]:
+    settings = (scale, initial, quant_min, quant_max, slack)
     if torch.compiler.is_compiling():
-        grad_x, grad_scale = _backward_block(grad, x, scale, quant_min, quant_max, slack)
+        grad_x, grad_scale = _backward_block(grad, x, *settings)
         return grad_x.to(x.dtype), grad_scale
     grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
     arrays = flat_arrays(scale, grad, x, grad_x)
-    if arrays is not None:
+    pattern = None if arrays is None else channel_pattern(x, scale, initial)
+    if arrays is not None and pattern is not None:
         kernel = kernels().gradients_float32 if x.dtype == torch.float32 else kernels().gradients_bfloat16
-        sums = np.zeros(kernels().TILE, np.float32)
-        kernel(*arrays, sums, *map(np.float32, (scale.item(), quant_min, quant_max, slack)))
-        return grad_x, grad_scale + float(sums.sum(dtype=np.float64))
-    for grad_, x_, out_ in blocks(scale, grad, x, grad_x):
-        grad_x_, grad_scale_ = _backward_block(grad_, x_, scale, quant_min, quant_max, slack)
+        sums = np.zeros(pattern[0].size, np.float32)
+        kernel(*arrays, sums, *pattern, *map(np.float32, (quant_min, quant_max, slack)))
+        return grad_x, grad_scale + _by_channel(sums, pattern[2], x, scale)
+    for grad_, x_, out_ in blocks(_wider(scale, initial), grad, x, grad_x):
+        grad_x_, grad_scale_ = _backward_block(grad_, x_, *settings)
         out_.copy_(grad_x_)
         grad_scale += grad_scale_
     return grad_x, grad_scale
 
 
 def _backward_block(
-    grad: Tensor, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, slack: float
+    grad: Tensor, x: Tensor, scale: Tensor, initial: Tensor, quant_min: int, quant_max: int, slack: float
 ) -> tuple[Tensor, Tensor]:
-    u = x.to(scale.dtype) / scale
+    input_ = x.to(scale.dtype) / scale
+    u = input_ + initial
     code = (u + 0.5).floor_()
     if slack == 0.5:  # inside exactly where clamping changes nothing
         clamped = code.clamp(quant_min, quant_max)
@@ -125,12 +143,71 @@ def _backward_block(
         clamped = code.clamp_(quant_min, quant_max)
         inside = ((u >= quant_min - slack) & (u < quant_max + slack)).to(scale.dtype)
     grad = grad.to(scale.dtype)
-    slope = torch.addcmul(clamped, u, inside, value=-1)
+    slope = torch.addcmul(clamped, input_, inside, value=-1)
     if scale.numel() == 1:
         grad_scale = torch.sum(slope.mul_(grad)).reshape(scale.shape)
     else:
         grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
     return inside.mul_(grad), grad_scale
+
+
+# ----------------------------------------------------------------------------------------------------------
+# How tensors are cut, and laid before the compiled kernels
+# ----------------------------------------------------------------------------------------------------------
+
+Pattern = tuple[np.ndarray, np.ndarray, int]
+"""Step and initial potential along memory, [period] each, and for how many elements each of them holds."""
+
+SHORTEST_RUN, SHORTEST_PERIOD = 64, 1024  # elements; below, a kernel's inner loop is too short to be fast
+
+
+def channel_pattern(x: Tensor, scale: Tensor, initial: Tensor) -> Pattern | None:
+    """Which step and initial potential belong to the i-th element of `x` in memory.
+
+    Args:
+        x: dense in memory.
+        scale, initial: scalar or broadcastable to `x`, with every dimension 1 but the channel's, which is not
+            the first.
+
+    Returns:
+        Pattern: element i has number (i // run) % period of both. None where the plain form must serve.
+    """
+    wider = _wider(scale, initial)
+    values = (scale.detach(), initial.detach())
+    if wider.numel() == 1:
+        step, start = (np.full(SHORTEST_PERIOD, float(t), np.float32) for t in values)
+        return step, start, 1
+    dim = _channel_dim(wider)
+    if -dim >= x.dim() or wider.shape[dim] != x.shape[dim]:
+        return None
+    run = x.stride(dim)
+    step, start = (t.expand(wider.shape).reshape(-1).to(torch.float32).numpy() for t in values)
+    if run < SHORTEST_RUN:
+        step, start, run = np.repeat(step, run), np.repeat(start, run), 1
+    if run == 1 and step.size < SHORTEST_PERIOD:
+        times = -(-SHORTEST_PERIOD // step.size)
+        step, start = np.tile(step, times), np.tile(start, times)
+    return np.ascontiguousarray(step), np.ascontiguousarray(start), run
+
+
+def _by_channel(sums: np.ndarray, run: int, x: Tensor, scale: Tensor) -> Tensor:
+    """The sums that a kernel has laid out as the pattern, added up to the shape of `scale`."""
+    if scale.numel() == 1:
+        return scale.new_full(scale.shape, float(sums.sum(dtype=np.float64)))
+    if run == 1:  # as `channel_pattern` has repeated and tiled the channels
+        run = x.stride(_channel_dim(scale))
+        sums = sums.reshape(-1, scale.numel(), run).sum((0, 2), dtype=np.float64)
+    return torch.from_numpy(sums.astype(np.float32)).reshape(scale.shape)
+
+
+def _channel_dim(scale: Tensor) -> int:
+    """The dimension that is not 1, counted from the end."""
+    return max(range(-scale.dim(), 0), key=lambda dim: scale.shape[dim])
+
+
+def _wider(scale: Tensor, initial: Tensor) -> Tensor:
+    """Whichever of the two has more than one number."""
+    return scale if scale.numel() > 1 else initial
 
 
 def blocks(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -164,8 +241,7 @@ def kernels() -> Any:
 def flat_arrays(scale: Tensor, *tensors: Tensor) -> list[Any] | None:
     """The memory of tensors of one shape as flat arrays for a kernel; None where the plain form must serve.
 
-    A kernel takes float32, or bfloat16 as its bits, on a CPU, one scale, and tensors in the same dense order.
-    It runs on
+    A kernel takes float32, or bfloat16 as its bits, on a CPU, and tensors in the same dense order. It runs on
     one thread: beyond two, torch's own threads are faster.
     """
     first = tensors[0]
@@ -173,7 +249,6 @@ def flat_arrays(scale: Tensor, *tensors: Tensor) -> list[Any] | None:
         first.device.type == "cpu"
         and first.dtype in (torch.float32, torch.bfloat16)
         and scale.dtype == torch.float32
-        and scale.numel() == 1
         and all(t.dtype == first.dtype and t.stride() == first.stride() for t in tensors)
     )
     if not fits or torch.get_num_threads() > 2 or kernels() is None:

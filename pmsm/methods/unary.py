@@ -35,7 +35,13 @@ class UnaryNeuron(Neuron):
     """
 
     def __init__(self, neuron: Neuron, micro_steps: int):
-        super().__init__(neuron.threshold, neuron.quant_min, neuron.quant_max, cancel=neuron.cancel)
+        super().__init__(
+            neuron.threshold,
+            neuron.quant_min,
+            neuron.quant_max,
+            initial=neuron.initial,
+            cancel=neuron.cancel,
+        )
         self.micro_steps = micro_steps
 
     @torch.no_grad()

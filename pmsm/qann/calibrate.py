@@ -1,5 +1,5 @@
-"""Which step and split each site starts with: chosen from data as they stream by, or from BatchNorm without
-data.
+"""Which step, split and initial potential each site starts with: chosen from data as they stream by, or from
+BatchNorm without data.
 """
 
 from collections.abc import Iterable
@@ -13,19 +13,22 @@ from pmsm import graph
 from pmsm.errors import CalibrationError, SettingsError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
+from pmsm.methods.rounding import count
 from pmsm.qann import entropy
 from pmsm.qann.quantize import moves_codes
 
 
-def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule: str = "entropy") -> Network:
-    """Choose step and split of every site, by what the float network sends through it.
+def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule: str = "mse") -> Network:
+    """Choose step and split of every site, by what the float network sends through it; then the potentials
+    that its neurons start with, so that on average they send at T=1 what the float network sends.
 
     Args:
         qann: quantized network; filled in place, what training had learned of its steps is forgotten.
         batches: inputs, batch dimension first: one tensor, or an iterable of tensors or of (input, label)
             pairs. They stream by: memory does not depend on their number. None: use the Gaussian that
             BatchNorm implies.
-        rule: "entropy", "mse", "percentile" or "kl".
+        rule: "mse", the bits that the reconstruction is worth; "entropy", those and the entropy of the code;
+            "percentile" or "kl". docs/theory.md compares them.
 
     Returns:
         `qann`, in evaluation mode.
@@ -41,7 +44,8 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
         )
     graph.require(qann, "calibrate", CalibrationError)
     qann.eval()
-    found = _implied(qann) if batches is None else _observed(qann, batches)
+    sample = _Sample(qann)
+    found = _implied(qann) if batches is None else _observed(qann, batches, sample)
     _refuse_silent(found)
     for quantizer, distribution in found.items():
 
@@ -50,6 +54,8 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
             return start._replace(scale=start.scale.float().reshape(quantizer.scale().shape))
 
         quantizer.calibrate(choose)
+    if sample.batches:
+        _match_means(qann, sample.inputs())
     return qann
 
 
@@ -58,7 +64,9 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer, entropy.Distribution]:
+def _observed(
+    qann: Network, batches: Iterable[Any] | Tensor, sample: "_Sample"
+) -> dict[Quantizer, entropy.Distribution]:
     histograms: dict[Quantizer, entropy.Histogram] = {}
     for _, quantizer in graph.modules(qann, Quantizer):
         channels = quantizer.scale().numel()
@@ -69,6 +77,7 @@ def _observed(qann: Network, batches: Iterable[Any] | Tensor) -> dict[Quantizer,
         with torch.no_grad():
             for inputs in graph.batches_of(qann, batches):
                 graph.run(qann, inputs, CalibrationError, f"batch {seen} ")
+                sample.keep(inputs)
                 seen += 1
     finally:
         for quantizer in histograms:
@@ -87,8 +96,7 @@ def _refuse_none(seen: int, purpose: str, verb: str) -> None:
 def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
     def observe(x: Tensor) -> None:
         """Count the signal in front of the site, per channel or as a whole."""
-        per_channel = x.movedim(quantizer.site.channel_dim, 0).flatten(1)
-        values = per_channel if histogram.zeros.numel() > 1 else x.reshape(1, -1)
+        values = _by_channel(quantizer, x, histogram.zeros.numel())
         if not bool(torch.isfinite(values).all()):
             raise CalibrationError(
                 f"NaN or Inf arrives at site {quantizer.site.name!r}, though the batch itself is finite: "
@@ -98,6 +106,12 @@ def _observer(quantizer: Quantizer, histogram: entropy.Histogram):
         histogram.update(values)
 
     return observe
+
+
+def _by_channel(quantizer: Quantizer, x: Tensor, channels: int) -> Tensor:
+    """A site's signal [N, ...] as [channels, n]; as [1, n] where its channels are not told apart."""
+    dim = quantizer.site.channel_dim
+    return x.reshape(1, -1) if channels == 1 or dim is None else x.movedim(dim, 0).flatten(1)
 
 
 def _refuse_silent(found: dict[Quantizer, entropy.Distribution]) -> None:
@@ -115,6 +129,110 @@ def _silent(names: list[str]) -> CalibrationError:
 
 
 # ----------------------------------------------------------------------------------------------------------
+# The potential to start with
+# ----------------------------------------------------------------------------------------------------------
+
+LARGEST_INITIAL = 127 / 256
+"""Below 1/2, so that a neuron without any input stays silent."""
+
+_SAMPLE_BYTES = 1 << 28  # of the largest signal in the network, for all samples together
+_VALUES = 1 << 14  # per channel, from which its mean is taken
+
+
+class _Sample:
+    """The first inputs that stream by, as many as pass through the network in one batch."""
+
+    def __init__(self, qann: Network):
+        largest = max(quantizer.site.neurons for _, quantizer in graph.modules(qann, Quantizer))
+        self.room = max(1, _SAMPLE_BYTES // (4 * largest))
+        self.batches: list[tuple[Any, ...]] = []
+
+    def keep(self, inputs: tuple[Any, ...]) -> None:
+        """Keep a batch while there is room and it can stand in one batch with the first."""
+        if self.room > 0 and all(map(_stackable, inputs, self.batches[0] if self.batches else inputs)):
+            self.batches.append(tuple(x[: self.room] for x in inputs))
+            self.room -= len(inputs[0])
+        elif not self.batches:
+            self.batches.append(inputs)
+            self.room = 0
+
+    def inputs(self) -> tuple[Any, ...]:
+        """All of them as one batch."""
+        if len(self.batches) == 1:
+            return self.batches[0]
+        return tuple(torch.cat(parts) for parts in zip(*self.batches, strict=True))
+
+
+def _stackable(x: Any, first: Any) -> bool:
+    return (
+        isinstance(x, Tensor) and isinstance(first, Tensor) and x.dim() > 0 and x.shape[1:] == first.shape[1:]
+    )
+
+
+@torch.no_grad()
+def _match_means(qann: Network, inputs: tuple[Any, ...]) -> None:
+    """Let every channel send at T=1, on average over `inputs`, what the float network sends.
+
+    Rounding and clipping move the mean of a channel, and every layer passes that on. In the order of
+    execution, each initial potential is chosen with all earlier ones in place, so it makes up for its own
+    site and for what has come so far. For T > 1 its share fades as 1/T, as rounding's own does.
+
+    Formula of this project; potentials and biases have been corrected layer by layer by Li et al., "A free
+    lunch from ANN", ICML 2021.
+    """
+    sites = [quantizer for _, quantizer in graph.modules(qann, Quantizer)]
+    if any(quantizer.site.rectified and not quantizer.sees_rectified for quantizer in sites):
+        return  # negative values where the float network has none: the means cannot be compared
+    sites = [quantizer for quantizer in sites if quantizer.starts_anywhere]
+    wanted: dict[Quantizer, Tensor] = {}
+    for quantizer in sites:
+        quantizer.observer = lambda x, q=quantizer: wanted.update({q: _few(q, x).mean(1)})
+    try:
+        graph.run(qann, inputs, CalibrationError, "the first batches ")
+    finally:
+        for quantizer in sites:
+            quantizer.observer = None
+
+    def choose(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(quantizer, Quantizer)
+        initial = _initial_potential(quantizer, _few(quantizer, args[0]), wanted[quantizer])
+        quantizer.initial.copy_(initial.reshape(quantizer.initial.shape))
+
+    hooks = [quantizer.register_forward_pre_hook(choose) for quantizer in sites]
+    try:
+        graph.run(qann, inputs, CalibrationError, "the first batches ")
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _few(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """Of a site's signal [N, ...] about `_VALUES` values of each channel, [C, n], float32."""
+    channels = quantizer.initial.numel()
+    rows = max(1, -(-_VALUES * len(x) * channels // max(1, x.numel())))
+    return _by_channel(quantizer, x[:rows], channels).float()
+
+
+def _initial_potential(quantizer: Quantizer, x: Tensor, wanted: Tensor) -> Tensor:
+    """[C], the potential nearest to zero with which the codes of `x` [C, n] have the mean `wanted` [C]."""
+    scale = quantizer.scale().float().reshape(-1, 1)
+    u, wanted = x / scale, wanted / scale[:, 0]
+
+    def mean(initial: Tensor) -> Tensor:
+        return count(u + initial[:, None], quantizer.quant_min, quantizer.quant_max).mean(1)
+
+    zero = torch.zeros_like(wanted)
+    missing = wanted - mean(zero)  # monotone in the potential: halve the interval that holds the answer
+    low, high = LARGEST_INITIAL * (missing < 0), LARGEST_INITIAL * (missing > 0)
+    low, high = -low, high.to(low.dtype)
+    for _ in range(8):
+        middle = (low + high) / 2
+        above = mean(middle) > wanted
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(missing == 0, zero, (low + high) / 2)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # Without data
 # ----------------------------------------------------------------------------------------------------------
 
@@ -128,9 +246,12 @@ class _Moments:
     mean: Tensor
     variance: Tensor
 
-    def per_channel(self, channel_dim: int) -> tuple[Tensor, Tensor]:
+    def per_channel(self, channel_dim: int | None) -> tuple[Tensor, Tensor]:
         """[C] mean and variance over one sample's positions."""
-        mean, variance = (x.movedim(channel_dim, 0).flatten(1) for x in (self.mean, self.variance))
+        mean, variance = (
+            x.reshape(1, -1) if channel_dim is None else x.movedim(channel_dim, 0).flatten(1)
+            for x in (self.mean, self.variance)
+        )
         return mean.mean(1), variance.mean(1) + mean.var(1, correction=0)
 
 

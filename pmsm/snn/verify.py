@@ -183,7 +183,7 @@ def _compare_layer(row: list[Any], wanted: tuple[Any, ...], got: tuple[Any, ...]
     row[0] += codes.numel()
     row[1] += int(differs.sum())
     if bool(differs.any()):
-        u = (wanted[2] / site.scale())[differs]
+        u = (wanted[2] / site.scale() + site.initial)[differs]
         near = (u - u.floor() - 0.5).abs() < TIE
         row[2] += int((near & ((codes - spikes)[differs].abs() == 1)).sum())
     bounded = site.quant_min <= int(spikes.min()) and int(spikes.max()) <= site.quant_max

@@ -185,6 +185,31 @@ def test_the_scan_equals_step_by_step(split, per_channel, layout, cancel):
     assert torch.equal(by_scan(neuron, scanned_from), wanted)
 
 
+@pytest.mark.parametrize("shape, dim", [((5, 8, 40, 84), 1), ((3, 8, 3, 3), 1), ((3, 11, 7), 2)], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
+@over_splits
+def test_every_neuron_starts_with_the_potential_of_its_channel(split, per_channel, shape, dim):
+    along = [1] * len(shape)
+    along[dim] = shape[dim]
+    initial = torch.rand(along) - 0.5
+    threshold = torch.rand(along) + 0.5 if per_channel else torch.tensor(0.7)
+    current, neuron = torch.randn(3, *shape) * 5, Neuron(threshold, *split, initial=initial)
+    outs = by_steps(neuron, current)
+    assert torch.equal(outs[0], quantize(current[0], threshold, *split, initial=initial))
+    assert torch.equal(by_scan(neuron, current), outs)
+    neuron.probe = Sums(1, shape[0])
+    assert torch.equal(neuron(current[0]), outs[0])
+    counts = (outs[0] / threshold).round().long().flatten(1)
+    assert torch.equal(neuron.probe.net[0], counts.sum(1))
+    neuron.probe = Seen(3, *shape)
+    assert torch.equal(by_scan(neuron, current), outs)  # the plain form
+    v = initial + (current - outs).div(threshold).sum(0)
+    neuron.probe, neuron.state = None, NeuronState()
+    for x in current:
+        neuron(x.clone())
+    torch.testing.assert_close(neuron.state.v, v, rtol=0, atol=1e-4)  # float32 sums in another order
+
+
 @over_splits
 def test_the_scan_shows_its_probe_what_step_by_step_shows(split):
     current, neuron = torch.randn(4, 6, 8, 50, 60) * 5, Neuron(torch.tensor(0.7), *split)

@@ -98,6 +98,46 @@ def test_gradients_are_the_written_out_formulas(bounds, per_channel, layout, sla
 
 
 @SLACKS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per_tensor", "per_channel"])
+@pytest.mark.parametrize(
+    "shape, dim",
+    [
+        ((3, 4, 5, 6), 1),
+        ((3, 4, 9, 8), 1),
+        ((2, 3, 50, 47), 1),
+        ((3, 700), 1),
+        ((2, 5, 7), 2),
+        ((2, 2100), 1),
+    ],
+    ids=str,
+)
+def test_every_channel_adds_its_own_initial_potential_wherever_it_lies_in_memory(
+    shape, dim, per_channel, dtype, slack
+):
+    along = [1] * len(shape)
+    along[dim] = shape[dim]
+    scale = 2.0 ** torch.randint(-1, 2, along) if per_channel else torch.tensor(0.5)
+    initial = torch.randint(-2, 2, along) / 4
+    x, grad = quarters(*shape).to(dtype), torch.randint(-2, 3, shape).to(dtype)
+    wanted = (scale * count(x.float() / scale + initial, -2, 3)).to(dtype)
+    x_, scale_, initial_ = (
+        x.clone().requires_grad_(),
+        scale.clone().requires_grad_(),
+        initial.requires_grad_(),
+    )
+    out = quantize(x_, scale_, -2, 3, slack, initial_)
+    assert torch.equal(out, wanted)
+    out.backward(grad)
+    u = x.double() / scale + initial.detach()
+    inside = (-2 - slack <= u) & (u < 3 + slack)
+    slope = torch.where(inside, (u + 0.5).floor() - x.double() / scale, count(u, -2, 3))
+    assert torch.equal(x_.grad, (inside * grad).to(dtype))
+    assert torch.equal(scale_.grad.double(), (slope * grad.double()).sum_to_size(scale.shape))
+    assert torch.equal(initial_.grad.double(), (inside * grad.double() * scale).sum_to_size(initial.shape))
+
+
+@SLACKS
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_the_gradient_at_the_very_edge_of_its_range(bounds, slack):
     low, high = bounds
