@@ -5,12 +5,13 @@ Recordings of event cameras are in `pmsm.ann.data.events`.
 
 from pathlib import Path
 
+from pmsm.ann.data.augment import Augment
 from pmsm.ann.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100, has_cifar_files, load_cifar
 from pmsm.ann.data.digits import digits
 from pmsm.ann.data.download import REMOTES, download
 from pmsm.ann.data.folders import has_image_folders, image_folder, imagenet, load_folders
 from pmsm.ann.data.idx import FILES, fashion_mnist, has_idx_files, load_idx, mnist
-from pmsm.ann.data.images import Augmentation, Batches, Images
+from pmsm.ann.data.images import Batches, Images
 from pmsm.ann.data.pictures import Crop
 from pmsm.ann.data.store import Progress
 from pmsm.errors import DataError
@@ -28,7 +29,7 @@ __all__ = [
     "Crop",
     "Images",
     "Batches",
-    "Augmentation",
+    "Augment",
 ]
 
 

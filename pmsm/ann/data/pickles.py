@@ -18,7 +18,7 @@ from pmsm.errors import DataError
 ARRAY, CLASS, DTYPE = "numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"
 
 # Each may take a list or a tuple of memory, so a hostile file must not bring as many as it has bytes.
-MAX_OPERATIONS = 2**20  # CIFAR-100's training half has about 250,000
+MAX_OPERATIONS = 2**19  # CIFAR-100's training half has about 200,000
 
 # Operations that push their argument.
 CONSTANTS = {"BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINSTRING", "BINSTRING"}
