@@ -33,8 +33,7 @@ LAYOUT = "Expected are train/CLASS/*.png and test/CLASS/*.png (or val/; .png, .j
 
 def has_image_folders(directory: Path) -> bool:
     """Whether `directory` holds train/CLASS/."""
-    train = directory / "train"
-    return train.is_dir() and any(entry.is_dir() for entry in os.scandir(train))
+    return bool(_folders(directory / "train"))
 
 
 def image_folder(
@@ -63,11 +62,12 @@ def image_folder(
             f"{str(directory / 'train')!r} lacks. {LAYOUT}"
         )
     size = (crop.size, crop.size) if crop else _size_of_first(train)
-    pixels = [_pixels(directory, files, size, crop, progress) for files in (train, test)]
+    halves = {"train": train, half: test}
+    pixels = [_pixels(name, files, size, crop, progress) for name, files in halves.items()]
     mean, std = _measured(pixels[0])
-    sets = []
+    sets, number = [], {name: label for label, name in enumerate(classes)}
     for name, files, array in zip(("train", "test"), (train, test), pixels, strict=True):
-        labels = torch.tensor([classes.index(path.parent.name) for path in files])
+        labels = torch.tensor([number[path.parent.name] for path in files])
         sets.append(Images(torch.from_numpy(array), labels, classes, mean, std, f"{directory.name} {name}"))
     return sets[0], sets[1]
 
@@ -100,8 +100,7 @@ def load_folders(
     directory: Path, *, crop: Crop | None = None, progress: Progress | None = None
 ) -> tuple[Images, Images]:
     """`imagenet` where every class is a WordNet id, and `image_folder` elsewhere."""
-    names = [entry.name for entry in os.scandir(directory / "train") if entry.is_dir()]
-    if all(re.fullmatch(r"n\d{8}", name) for name in names):
+    if all(re.fullmatch(r"n\d{8}", name) for name in _folders(directory / "train")):
         return imagenet(directory, crop=crop or IMAGENET_CROP, progress=progress)
     return image_folder(directory, crop=crop, progress=progress)
 
@@ -111,15 +110,8 @@ def _listed(directory: Path, half: str) -> tuple[tuple[str, ...], list[Path]]:
     folder = directory / half
     if not folder.is_dir():
         raise DataError(f"{str(directory)!r} has no folder {half!r}. {LAYOUT}")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    files = {
-        name: sorted(
-            entry.name
-            for entry in os.scandir(folder / name)
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file() and entry.name[0] != "."
-        )
-        for name in classes
-    }
+    classes = _folders(folder)
+    files = {name: _pictures(folder / name) for name in classes}
     empty = [name for name, found in files.items() if not found]
     if empty or not files:
         raise DataError(
@@ -128,13 +120,28 @@ def _listed(directory: Path, half: str) -> tuple[tuple[str, ...], list[Path]]:
     return tuple(classes), [folder / name / file for name, found in files.items() for file in found]
 
 
+def _folders(directory: Path) -> list[str]:
+    """Sorted names of the folders in `directory`, without the hidden ones."""
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
+def _pictures(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        found = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.is_file()]
+    return sorted(name for name in found if name[0] != ".")
+
+
 def _pixels(
-    directory: Path, files: list[Path], size: tuple[int, int], crop: Crop | None, progress: Progress | None
+    half: str, files: list[Path], size: tuple[int, int], crop: Crop | None, progress: Progress | None
 ) -> np.ndarray:
     key = hashlib.sha256(f"{PIL.__version__} {size} {crop}".encode())
     for path in files:
         status = path.stat()
-        key.update(f"{path.relative_to(directory)}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+        name = f"{half}/{path.parent.name}/{path.name}"
+        key.update(f"{name}\0{status.st_size} {status.st_mtime_ns}\n".encode())
     shape, digest = (len(files), 3, size[1], size[0]), key.hexdigest()[:20]
     found = stored("folder", digest, "uint8", shape)
     if found is not None:

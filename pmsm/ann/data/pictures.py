@@ -1,6 +1,7 @@
 """How one coded picture becomes pixels of the wanted size, refusing what is damaged, foreign or oversized."""
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -115,7 +116,7 @@ def _opened(code: bytes, where: str, read: Callable[[Image.Image], T]) -> T:
     # What Pillow's decoders raise on damaged bytes; which one depends on where the damage is.
     except (
         OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-        Image.DecompressionBombError, Image.DecompressionBombWarning,
+        RuntimeError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
     ) as cause:  # fmt: skip
         raise DataError(
             f"{where}: cannot decode the picture ({cause}). Supported are {', '.join(FORMATS)}; "

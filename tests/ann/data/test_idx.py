@@ -1,6 +1,7 @@
 """IDX files, good and hostile."""
 
 import gzip
+import random
 import struct
 import tracemalloc
 
@@ -132,3 +133,22 @@ def test_real_fashion_mnist_is_complete_and_its_constants_are_right(shared_data)
 def test_mnist_without_training_files_is_a_clear_error(shared_data):
     with pytest.raises(DataError, match="lacks train-images-idx3-ubyte, train-labels-idx1-ubyte"):
         mnist(shared_data / "mnist")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_every_mutation_is_read_or_refused(tmp_path, compress):
+    good = encode(torch.arange(10 * 28 * 28).remainder(251).to(torch.uint8).view(10, 28, 28))
+    path = tmp_path / ("images.gz" if compress else "images")
+    data, draw, refused = gzip.compress(good, mtime=0) if compress else good, random.Random(0), 0
+    for _ in range(300):
+        mutated = bytearray(data)
+        place = draw.randrange(16 if draw.random() < 0.7 else len(mutated))
+        mutated[place] ^= 1 << draw.randrange(8)
+        if draw.random() < 0.2:
+            del mutated[draw.randrange(len(mutated)) :]
+        path.write_bytes(mutated)
+        try:
+            read_idx(path, 3)
+        except DataError:
+            refused += 1
+    assert refused > 100

@@ -2,12 +2,16 @@
 
 import io
 import os
+import random
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pmsm.ann.data import load
 from pmsm.ann.data.cifar import cifar10, cifar100, load_cifar
 from pmsm.errors import DataError
 
@@ -28,12 +32,6 @@ def write(path, codes, labels=LABELS, *, label="label"):
     rows = [{"bytes": code, "path": None} for code in codes]
     kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PMSM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -218,3 +216,64 @@ def test_missing_files_are_refused_with_their_pattern(folder):
 def test_event_recordings_are_not_taken_for_pictures(shared_data):
     with pytest.raises(DataError, match=r"neither CIFAR-10 .* they have events, label"):
         load_cifar(shared_data / "nmnist-sample")
+
+
+@pytest.mark.parametrize("names", [(0,), (1,), (0, 1, 1)], ids=str)
+def test_shards_that_are_no_whole_set_are_refused(folder, names):
+    (folder / "train.parquet").rename(folder / "train-00000-of-00003.parquet")
+    for shard in set(names) - {0}:
+        shutil.copy(folder / "test.parquet", folder / f"train-{shard:05d}-of-00003.parquet")
+    with pytest.raises(DataError, match=r"shards of 'train' .* missing: .*train-00002-of-00003\.parquet"):
+        load_cifar(folder)
+
+
+def test_shards_of_two_sets_are_not_mixed(folder):
+    shutil.copy(folder / "test.parquet", folder / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="not one whole set: there are train-00000-of-00001.parquet, train.parquet"):
+        load_cifar(folder)
+
+
+@pytest.mark.parametrize("name", ["data", "plain_text"])
+def test_a_copy_of_a_repository_is_read_from_its_folder(folder, name):
+    (folder / name).mkdir()
+    for half in ("train", "test"):
+        (folder / f"{half}.parquet").rename(folder / name / f"{half}-00000-of-00001.parquet")
+    assert load(folder)[0].labels.tolist() == LABELS
+
+
+def test_a_picture_repeated_without_end_is_refused_before_it_is_copied(folder):
+    code = encode(PIXELS[0]) + random.Random(0).randbytes(2**20)  # stored once, named by every row
+    write(folder / "train.parquet", [code] * 12)
+    with pytest.raises(DataError, match="a picture has 1,0.* bytes; 65,536 are allowed"):
+        cifar10(folder)
+
+
+def test_a_file_that_unpacks_without_end_is_refused_unread(folder):
+    write(folder / "train.parquet", [bytes(2**22)] * 12)
+    assert (folder / "train.parquet").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 32 times its size"):
+            cifar10(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_every_mutation_of_a_file_is_read_or_refused(folder):
+    path, draw, refused = folder / "train.parquet", random.Random(0), 0
+    good = path.read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for _ in range(250):
+        data = bytearray(good)
+        for _ in range(draw.randint(1, 3)):
+            low = footer if draw.random() < 0.6 else 0
+            data[draw.randrange(low, len(data))] = draw.randrange(256)
+        if draw.random() < 0.1:
+            del data[draw.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            cifar10(folder)
+        except DataError:
+            refused += 1
+    assert refused > 125
