@@ -135,7 +135,9 @@ class _Bounded:
         data = self.file.read(size)
         self.left -= len(data)
         if self.left < 0:
-            raise DataError(f"{str(self.path)!r} unpacks to more than {MAX_TAR_BYTES:,} bytes: it is no CIFAR.")
+            raise DataError(
+                f"{str(self.path)!r} unpacks to more than {MAX_TAR_BYTES:,} bytes: it is no CIFAR."
+            )
         return data
 
 

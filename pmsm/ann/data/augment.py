@@ -130,7 +130,9 @@ class Augment:
 def cutout(x: Tensor, side: int, draw: np.random.Generator) -> Tensor:
     """A square of `side` pixels of each picture becomes 0, in place; [N, C, H, W]."""
     height, width = x.shape[2:]
-    top, left = (torch.from_numpy(draw.integers(length, size=len(x))) - side // 2 for length in (height, width))
+    top, left = (
+        torch.from_numpy(draw.integers(length, size=len(x))) - side // 2 for length in (height, width)
+    )
     return x.masked_fill_(_inside(x, top, left, torch.tensor(side), torch.tensor(side)), 0)
 
 

@@ -132,7 +132,9 @@ def _fetch(url: str, path: Path, size: int, md5: str, report) -> None:
             file.flush()
             os.fsync(file.fileno())
         if done != size or digest.hexdigest() != md5:
-            much = f"MD5 {digest.hexdigest()}" if done == size else f"{done:,} bytes{' or more' * (done > size)}"
+            much = (
+                f"MD5 {digest.hexdigest()}" if done == size else f"{done:,} bytes{' or more' * (done > size)}"
+            )
             raise DataError(
                 f"what {url} sent is not the official file: {much} instead of {size:,} bytes with MD5 {md5}. "
                 f"Nothing was kept; repeat, or use a mirror: download(..., remotes=...)."

@@ -127,9 +127,7 @@ def _blocks(file: Path, column: str) -> Iterator[tuple[Path, int, list[Any]]]:
 
 def _decode_block(block: tuple[Path, int, list[Any]], size: tuple[int, int]) -> np.ndarray:
     file, start, rows = block
-    return np.stack(
-        [_decode_row(row, f"{str(file)!r}, row {start + i}", size) for i, row in enumerate(rows)]
-    )
+    return np.stack([_decode_row(row, f"{str(file)!r}, row {start + i}", size) for i, row in enumerate(rows)])
 
 
 def _decode_row(row: Any, where: str, size: tuple[int, int]) -> np.ndarray:

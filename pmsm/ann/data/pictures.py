@@ -86,9 +86,7 @@ def decode_picture(code: bytes, where: str, size: tuple[int, int], crop: Crop | 
     def pixels(picture: Image.Image) -> np.ndarray:
         width, height = picture.size
         if crop is None and picture.size != size:
-            raise DataError(
-                f"{where}: the picture must be {size[0]}x{size[1]}, it has size {picture.size}."
-            )
+            raise DataError(f"{where}: the picture must be {size[0]}x{size[1]}, it has size {picture.size}.")
         if width * height > MAX_PIXELS:
             raise DataError(f"{where}: the picture has size {picture.size}, above {MAX_PIXELS:,} pixels.")
         colors = _rgb(picture)

@@ -53,7 +53,9 @@ class PythonTwo:
         call = b"cnumpy.core.multiarray\n_reconstruct\n" + self.keep() + b"cnumpy\nndarray\n" + self.keep()
         call += b"K\x00\x85" + self.keep() + self.code("b") + b"\x87" + self.keep() + b"R" + self.keep()
         kind = b"cnumpy\ndtype\n" + self.keep() + self.code("u1") + b"K\x00K\x01\x87" + self.keep()
-        kind += b"R" + self.keep() + b"(K\x03" + self.code("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+        kind += (
+            b"R" + self.keep() + b"(K\x03" + self.code("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+        )
         shape = b"".join(self.code(side) for side in value.shape) + b"\x86" + self.keep()
         pixels = b"T" + value.nbytes.to_bytes(4, "little") + value.tobytes() + self.keep()
         return call + b"(K\x01" + shape + kind + self.keep() + b"b\x89" + pixels + b"t" + self.keep() + b"b"

@@ -48,7 +48,9 @@ def test_another_seed_or_epoch_draws_anew(augment):
 
 def test_two_batches_of_an_epoch_draw_apart():
     images = toy(8)
-    twice = Images(images.images.repeat(2, 1, 1, 1), images.labels.repeat(2), 5, (0.5,) * 3, (0.25,) * 3, "twice")
+    twice = Images(
+        images.images.repeat(2, 1, 1, 1), images.labels.repeat(2), 5, (0.5,) * 3, (0.25,) * 3, "twice"
+    )
     (x, _), (u, _) = Batches(twice, 8, augment="autoaugment+cutout")
     assert not torch.equal(x, u)
 
@@ -122,7 +124,8 @@ def test_one_coin_for_each_batch_chooses_between_mixup_and_cutmix():
     x = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8)
     both = Augment(mixup=1.0, cutmix=1.0)
     blended = [
-        bool((both.on_batch(x.clone(), torch.arange(4), 4, draw(seed))[0] % 1 != 0).any()) for seed in range(60)
+        bool((both.on_batch(x.clone(), torch.arange(4), 4, draw(seed))[0] % 1 != 0).any())
+        for seed in range(60)
     ]
     assert 15 <= sum(blended) <= 45  # four standard deviations of 60 fair coins
 

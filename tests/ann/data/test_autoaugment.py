@@ -98,7 +98,9 @@ def test_shears_are_pillows(level):
             picture = Image.fromarray(pixel.permute(1, 2, 0).numpy())
             wanted = picture.transform((32, 32), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
             differ = (one.permute(1, 2, 0) != torch.from_numpy(np.array(wanted))).float().mean()
-            assert differ <= 0.04  # Pillow adds up fixed-point steps: a point between two pixels may go either way
+            assert (
+                differ <= 0.04
+            )  # Pillow adds up fixed-point steps: a point between two pixels may go either way
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -66,7 +66,11 @@ def test_a_file_url_is_a_mirror(site, tmp_path):
 
 @pytest.mark.parametrize(
     "sent, text",
-    [(b"first FILE " * 1000, "MD5"), (b"short", "5 bytes instead of 11,000"), (bytes(2**22), "or more instead")],
+    [
+        (b"first FILE " * 1000, "MD5"),
+        (b"short", "5 bytes instead of 11,000"),
+        (bytes(2**22), "or more instead"),
+    ],
     ids=["other", "short", "endless"],
 )
 def test_what_is_not_the_official_file_is_not_kept(site, tmp_path, sent, text):
@@ -85,7 +89,9 @@ def test_a_foreign_file_in_its_place_is_not_overwritten(site, tmp_path):
 
 def test_a_missing_page_is_an_error_that_says_what_to_fetch_by_hand(site, tmp_path):
     (site[0] / "b.gz").unlink()
-    with pytest.raises(DataError, match=r"cannot download 'b\.gz': .*fetch http.*a\.gz \(MD5 .*b\.gz \(MD5 .*as they"):
+    with pytest.raises(
+        DataError, match=r"cannot download 'b\.gz': .*fetch http.*a\.gz \(MD5 .*b\.gz \(MD5 .*as they"
+    ):
         download("toy", tmp_path / "set", remotes=remote(site[1]))
 
 
@@ -100,7 +106,9 @@ def test_without_a_connection_the_error_names_file_place_and_checksum(tmp_path):
 
 
 def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
-    with pytest.raises(DataError, match="no set 'svhn' to download; choose one of cifar10, cifar100, mnist, fash"):
+    with pytest.raises(
+        DataError, match="no set 'svhn' to download; choose one of cifar10, cifar100, mnist, fash"
+    ):
         download("svhn", tmp_path)
 
 

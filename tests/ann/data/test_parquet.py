@@ -229,7 +229,9 @@ def test_shards_that_are_no_whole_set_are_refused(folder, names):
 
 def test_shards_of_two_sets_are_not_mixed(folder):
     shutil.copy(folder / "test.parquet", folder / "train-00000-of-00001.parquet")
-    with pytest.raises(DataError, match="not one whole set: there are train-00000-of-00001.parquet, train.parquet"):
+    with pytest.raises(
+        DataError, match="not one whole set: there are train-00000-of-00001.parquet, train.parquet"
+    ):
         load_cifar(folder)
 
 
@@ -255,7 +257,7 @@ def test_a_file_that_unpacks_without_end_is_refused_unread(folder):
     try:
         with pytest.raises(DataError, match="more than 32 times its size"):
             cifar10(folder)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
+        assert tracemalloc.get_traced_memory()[1] < 2**22  # less than one of the twelve pictures
     finally:
         tracemalloc.stop()
 

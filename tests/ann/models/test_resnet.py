@@ -32,7 +32,9 @@ def first_test_images(shared_data, pictures, count=200) -> Images:
         path = shared_data / "cifar10" / "test.parquet"
         with parquet.ParquetFile(path) as file:
             rows = next(file.iter_batches(count, columns=["img", "label"])).to_pylist()
-        pixels = torch.from_numpy(np.stack([decode_picture(row["img"]["bytes"], "test", (32, 32)) for row in rows]))
+        pixels = torch.from_numpy(
+            np.stack([decode_picture(row["img"]["bytes"], "test", (32, 32)) for row in rows])
+        )
         labels = torch.tensor([row["label"] for row in rows])
         pictures["first"] = Images(
             pixels, labels, CIFAR10.classes, CIFAR10.mean, CIFAR10.std, "CIFAR-10 test"
