@@ -33,11 +33,14 @@ __all__ = [
 ]
 
 
+_download = download
+
+
 def load(
     directory: str | Path | None = None,
     *,
     crop: Crop | None = None,
-    fetch: str | None = None,
+    download: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Images, Images]:
     """The training and test images of the set that lies in `directory`; without one, scikit-learn's digits.
@@ -46,22 +49,22 @@ def load(
         directory: a folder with the four IDX files of MNIST or Fashion-MNIST; the official python archive of
             CIFAR-10 or CIFAR-100, packed or not, or their parquet files; or train/CLASS/ and test/CLASS/.
         crop: brings pictures in folders to one size.
-        fetch: "cifar10", "cifar100", "mnist" or "fashion-mnist" are downloaded into `directory` first, unless
-            they are there; nothing is ever downloaded without it.
+        download: "cifar10", "cifar100", "mnist" or "fashion-mnist": fetch its official files into `directory`
+            first, unless they are there; nothing is ever downloaded without it.
         progress: called with the pictures decoded so far and their total, the first time a set is decoded.
 
     Raises:
-        DataError: no such folder, no set in it, or a damaged one; or `fetch` failed.
+        DataError: no such folder, no set in it, or a damaged one; or the download failed.
         MissingExtraError: the set needs scikit-learn or pyarrow, and it is not installed.
     """
     if directory is None:
         return digits()
     directory = Path(directory)
-    if fetch is not None:
-        download(fetch, directory)
+    if download is not None:
+        _download(download, directory)
     if not directory.is_dir():
         raise DataError(
-            f"{str(directory)!r} is not a folder. Give the folder that holds the data set, or fetch it there: "
+            f"{str(directory)!r} is not a folder. Give the folder that holds the data set, or fetch it: "
             f"pmsm.ann.data.download(name, directory) with a name of {', '.join(REMOTES)}."
         )
     if has_idx_files(directory):
@@ -71,10 +74,10 @@ def load(
     if has_image_folders(directory):
         return load_folders(directory, crop=crop, progress=progress)
     idx = ", ".join(name for names in FILES.values() for name in names)
+    archives = ", ".join(f"{kind.archive.file}, {kind.archive.folder}/" for kind in (CIFAR10, CIFAR100))
     raise DataError(
         f"no data set in {str(directory)!r}. Looked for MNIST or Fashion-MNIST ({idx}, with or without .gz), "
-        f"for CIFAR-10 or CIFAR-100 ({CIFAR10.archive.file}, {CIFAR10.archive.folder}/, {CIFAR100.archive.file}, "
-        f"{CIFAR100.archive.folder}/, or train*.parquet, test*.parquet), and for pictures in train/CLASS/ and "
-        f"test/CLASS/. To fetch one: pmsm.ann.data.download(name, directory) with a name of "
+        f"for CIFAR-10 or CIFAR-100 ({archives}, or train*.parquet, test*.parquet), and for pictures in "
+        f"train/CLASS/ and test/CLASS/. To fetch one: pmsm.ann.data.download(name, directory) with a name of "
         f"{', '.join(REMOTES)}."
     )

@@ -103,14 +103,13 @@ class Found:
         # What gzip and tarfile raise on damaged bytes.
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, RecursionError) as cause:
             raise DataError(
-                f"cannot read {str(self.path)!r}: broken or truncated ({str(cause)[:200]}). Copy or download it "
-                f"anew."
+                f"cannot read {str(self.path)!r}: broken or truncated ({str(cause)[:200]}). Copy it anew."
             ) from cause
         missing = [name for name in names if name not in found]
         if missing:
             raise DataError(
-                f"{str(self.path)!r} lacks {', '.join(missing)} in {self.archive.folder}/. It is not the official "
-                f"archive; download that anew."
+                f"{str(self.path)!r} lacks {', '.join(missing)} in {self.archive.folder}/. It is not the "
+                f"official archive; download that anew."
             )
         return found
 
@@ -118,8 +117,8 @@ class Found:
         plain = member.isreg() and not member.issparse()
         if not plain or not 0 < member.size <= MAX_FILE_BYTES:
             raise DataError(
-                f"cannot read {member.name[:200]!r} of {str(self.path)!r}: it must be a plain file of at most "
-                f"{MAX_FILE_BYTES:,} bytes, not a link or {member.size:,} bytes. Download the official archive."
+                f"cannot read {member.name[:200]!r} of {str(self.path)!r}: it must be a plain file "
+                f"of at most {MAX_FILE_BYTES:,} bytes, no link, and has {member.size:,}. Take the official one."
             )
         opened = tar.extractfile(member)
         return b"" if opened is None else opened.read()

@@ -33,17 +33,19 @@ class Augment:
     """What happens to the pictures of a batch, in this order; nothing by default.
 
     Args:
-        move: "shift" moves each picture by up to an eighth of its height, what enters is black; "crop-flip" also
-            mirrors half of them; on 32x32 that is the 4-pixel padding, crop and flip of arXiv:1512.03385, 4.2.
+        move: "shift" moves each picture by up to an eighth of its height, what enters is black; "crop-flip"
+            also mirrors half of them; on 32x32 that is the 4-pixel padding, crop and flip of
+            arXiv:1512.03385, section 4.2.
         autoaugment: the policy for CIFAR, `autoaugment`.
         cutout: side of a square with its center anywhere, cut off at the border, as a share of the height, in
             [0, 1]; it becomes the mean, 0 once normalized. Source: arXiv:1708.04552.
         erase: probability that a rectangle becomes normal noise; 0.02 to 0.4 of the area, sides 0.3 to 3.3.
             Source: arXiv:1708.04896.
-        mixup: alpha > 0 blends each picture with another of the batch, one share lambda ~ Beta(alpha, alpha) for
-            the batch. Source: arXiv:1710.09412.
+        mixup: alpha > 0 blends each picture with another of the batch, one share
+            lambda ~ Beta(alpha, alpha) for the batch. Source: arXiv:1710.09412.
         cutmix: alpha > 0 puts a rectangle of another picture into each; its area is 1 - lambda,
-            lambda ~ Beta(alpha, alpha). Source: arXiv:1905.04899. With both, a coin chooses one for each batch.
+            lambda ~ Beta(alpha, alpha). Source: arXiv:1905.04899. With both, a coin chooses one for each
+            batch.
 
     With mixup or cutmix, labels are shares of the classes, [N, classes], that sum to one.
 

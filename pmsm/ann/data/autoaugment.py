@@ -1,4 +1,4 @@
-"""The policy of AutoAugment for CIFAR, on whole batches: each operation once, on all pictures that drew it."""
+"""The policy of AutoAugment for CIFAR, on whole batches: each operation once, on all that drew it."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ TranslateY 0.7 9, AutoContrast 0.9 1
 
 
 def autoaugment(pixels: Tensor, draw: np.random.Generator) -> Tensor:
-    """One of the 25 pairs of operations on each picture, each operation with its probability and a random sign.
+    """One of the 25 pairs of operations on each picture, each with its probability and a random sign.
 
     Args:
         pixels: [N, C, H, W], uint8, C = 1 or 3.
@@ -175,7 +175,7 @@ PAIRS = _pairs()
 
 
 def warp(pixels: Tensor, matrix: Tensor) -> Tensor:
-    """Each picture read at (a x + b y + c, d x + e y + f), nearest pixel; x and y count from pixel centers at 1/2.
+    """Each picture read at (a x + b y + c, d x + e y + f), nearest pixel; pixel centers are at 1/2, 3/2, ...
 
     Args:
         pixels: [n, C, H, W].

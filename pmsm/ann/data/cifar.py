@@ -63,8 +63,8 @@ def cifar10(directory: str | Path, *, progress: Progress | None = None) -> tuple
     """CIFAR-10: 50,000 and 10,000 images, RGB, 32x32, 10 classes.
 
     Read from the official python archive (`cifar-10-python.tar.gz`, or its folder `cifar-10-batches-py`), or
-    from `train*.parquet` and `test*.parquet` with the columns `img` = {bytes, path} and `label`. The first call
-    decodes every picture and keeps the pixels in `$PMSM_CACHE` or `~/.cache/pmsm`, under the hash of the
+    from `train*.parquet` and `test*.parquet` with the columns `img` = {bytes, path} and `label`. The first
+    call decodes every picture and keeps the pixels in `$PMSM_CACHE` or `~/.cache/pmsm`, under the hash of the
     files, mapped into memory; where that cannot be written, it decodes each time.
 
     Raises:

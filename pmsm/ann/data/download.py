@@ -147,8 +147,8 @@ def _fetch(url: str, path: Path, size: int, md5: str, report) -> None:
 def _offline(remote: Remote, directory: Path, file: str, cause: Exception) -> str:
     reason = getattr(cause, "reason", None) or getattr(cause, "strerror", None) or cause
     files = "; ".join(f"{remote.url}{name} (MD5 {md5})" for name, (_, md5) in remote.files.items())
+    it, they_are = ("it", "it is") if len(remote.files) == 1 else ("them", "they are")
     return (
-        f"cannot download {file!r}: {str(reason)[:200]}. On a machine with a connection fetch {files}, and put "
-        f"{'it' if len(remote.files) == 1 else 'them'} into {str(directory)!r} as "
-        f"{'it is' if len(remote.files) == 1 else 'they are'}."
+        f"cannot download {file!r}: {str(reason)[:200]}. On a machine with a connection fetch {files}, and "
+        f"put {it} into {str(directory)!r} as {they_are}."
     )

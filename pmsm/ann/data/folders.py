@@ -39,7 +39,7 @@ def has_image_folders(directory: Path) -> bool:
 def image_folder(
     directory: str | Path, *, crop: Crop | None = None, progress: Progress | None = None
 ) -> tuple[Images, Images]:
-    """Training and test set from train/CLASS/ and test/CLASS/ (or val/), RGB; labels count the sorted classes.
+    """Training and test set from train/CLASS/ and test/CLASS/ (or val/), RGB; classes are sorted by name.
 
     The first call decodes every picture and keeps the pixels in `$PMSM_CACHE` or `~/.cache/pmsm`, mapped into
     memory, under a hash of the files' names, sizes and times of change; where that cannot be written, in
@@ -89,8 +89,8 @@ def imagenet(
     names = train.classes if isinstance(train.classes, tuple) else ()
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         raise DataError(
-            f"the classes of {str(directory)!r} are no WordNet ids such as n01440764: {', '.join(names[:4])}. "
-            f"Read other sets with pmsm.ann.data.image_folder."
+            f"the classes of {str(directory)!r} are no WordNet ids such as n01440764: "
+            f"{', '.join(names[:4])}. Read other sets with pmsm.ann.data.image_folder."
         )
     named = [replace(half, mean=IMAGENET_MEAN, std=IMAGENET_STD) for half in (train, test)]
     return replace(named[0], name="ImageNet train"), replace(named[1], name="ImageNet val")

@@ -97,8 +97,8 @@ def decoded(
             progress(done, count)
     if done != count:
         raise DataError(
-            f"{', '.join(repr(str(file)) for file in files)}: damaged, {count:,} labels and another number of "
-            f"pictures. Copy them anew."
+            f"cannot use {', '.join(repr(str(file)) for file in files)}: {count:,} labels and another number "
+            f"of pictures, it is damaged. Copy it anew."
         )
 
 
@@ -146,7 +146,8 @@ def _opened(file: Path, **options: Any) -> Iterator[Any]:
             yield opened
     except (arrow.ArrowException, OSError, ValueError) as cause:
         raise DataError(
-            f"cannot read {str(file)!r}: not parquet, damaged or truncated ({str(cause)[:200]}). Copy it anew."
+            f"cannot read {str(file)!r}: not parquet, damaged or truncated ({str(cause)[:200]}). Copy it "
+            f"anew."
         ) from cause
 
 
@@ -166,6 +167,6 @@ def _check(opened: Any, file: Path, column: str) -> None:
     )
     if not 0 <= unpacked <= allowed:
         raise DataError(
-            f"cannot use {str(file)!r}: it unpacks to {unpacked:,} bytes, more than 32 times its size. That is "
-            f"no set of coded pictures."
+            f"cannot use {str(file)!r}: it unpacks to {unpacked:,} bytes, more than 32 times its size. "
+            f"That is no set of coded pictures."
         )

@@ -53,7 +53,7 @@ def read_pickle(data: bytes, path: Path | str) -> dict[str, Any]:
         path: names it in a refusal.
 
     Returns:
-        Keys are text; values are numbers, bytes, lists, tuples, or uint8 arrays that share memory with `data`.
+        Keys are text; values are numbers, bytes, lists, tuples, or arrays of uint8, which are read-only.
 
     Raises:
         DataError: truncated, or it holds any operation, name or value that these files do not need.
@@ -81,8 +81,8 @@ def read_pickle(data: bytes, path: Path | str) -> dict[str, Any]:
 
 def _refuse(path: Path | str, position: int, why: str, cause: Exception) -> NoReturn:
     raise DataError(
-        f"cannot read {str(path)!r}, byte {position:,}: {why}. Only what CIFAR's own pickles hold is read, and "
-        f"nothing in them is ever executed. Copy or download the official archive anew."
+        f"cannot read {str(path)!r}, byte {position:,}: {why}. Only what CIFAR's own pickles hold is read, "
+        f"and nothing in them is ever executed. Copy or download the official archive anew."
     ) from cause
 
 

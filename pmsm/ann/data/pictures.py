@@ -51,8 +51,8 @@ class Crop:
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise DataError(
-                f"no interpolation={self.interpolation!r}; choose 'bilinear', as torchvision's weights expect, "
-                f"or 'bicubic', as timm's vision transformers do."
+                f"no interpolation={self.interpolation!r}; choose 'bilinear', as torchvision's weights "
+                f"expect, or 'bicubic', as timm's vision transformers do."
             )
 
     def __call__(self, picture: Image.Image) -> Image.Image:

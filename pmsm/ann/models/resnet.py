@@ -122,8 +122,8 @@ class ResNet(nn.Module):
 
     Args:
         blocks: in each of the four stages.
-        stem: "imagenet", a 7x7 convolution of stride 2 and a MaxPool, for 224x224 (33 and up), or "cifar", a 3x3
-            convolution of stride 1, for 32x32 (8 and up).
+        stem: "imagenet", a 7x7 convolution of stride 2 and a MaxPool, made for 224x224, or "cifar", a 3x3
+            convolution of stride 1, made for 32x32.
 
     Raises:
         ValueError: another stem.

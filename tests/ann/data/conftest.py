@@ -36,8 +36,8 @@ class PythonTwo:
     def code(self, value: object) -> bytes:
         """One value."""
         if isinstance(value, dict):
-            items = b"".join(self.code(key) + self.code(one) for key, one in value.items())
-            return b"}" + self.keep() + b"(" + items + b"u"
+            start = b"}" + self.keep() + b"("
+            return start + b"".join(self.code(key) + self.code(one) for key, one in value.items()) + b"u"
         if isinstance(value, list):
             return b"]" + self.keep() + b"(" + b"".join(self.code(one) for one in value) + b"e"
         if isinstance(value, str):

@@ -47,7 +47,7 @@ def tarred(tmp_path, cache, files, packed):
 def check(train, test):
     assert torch.equal(train.images, torch.from_numpy(PIXELS[:5]).reshape(20, 3, 32, 32))
     assert torch.equal(test.images, torch.from_numpy(PIXELS[5]).reshape(4, 3, 32, 32))
-    assert train.labels.tolist() == sum(LABELS[:5], [])
+    assert train.labels.tolist() == [label for batch in LABELS[:5] for label in batch]
     assert test.labels.tolist() == LABELS[5]
     assert (train.name, test.name) == ("CIFAR-10 train", "CIFAR-10 test")
 

@@ -135,6 +135,18 @@ def test_mnist_without_training_files_is_a_clear_error(shared_data):
         mnist(shared_data / "mnist")
 
 
+def test_a_gzip_that_unpacks_without_end_is_refused_unread(tmp_path):
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(encode(torch.zeros(1, 1, 1), sizes=(2**10, 2**8, 2**9)) + bytes(2**24)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 100 times the"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_every_mutation_is_read_or_refused(tmp_path, compress):
     good = encode(torch.arange(10 * 28 * 28).remainder(251).to(torch.uint8).view(10, 28, 28))

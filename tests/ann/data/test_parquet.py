@@ -28,10 +28,10 @@ def encode(pixels: np.ndarray, kind: str = "PNG", **settings) -> bytes:
     return buffer.getvalue()
 
 
-def write(path, codes, labels=LABELS, *, label="label"):
+def write(path, codes, labels=LABELS, *, label="label", **settings):
     rows = [{"bytes": code, "path": None} for code in codes]
     kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path)
+    parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path, **settings)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_shards_that_are_no_whole_set_are_refused(folder, names):
 def test_shards_of_two_sets_are_not_mixed(folder):
     shutil.copy(folder / "test.parquet", folder / "train-00000-of-00001.parquet")
     with pytest.raises(
-        DataError, match="not one whole set: there are train-00000-of-00001.parquet, train.parquet"
+        DataError, match=r"whole set: there are train-00000-of-00001\.parquet, train\.parquet"
     ):
         load_cifar(folder)
 
@@ -246,12 +246,12 @@ def test_a_copy_of_a_repository_is_read_from_its_folder(folder, name):
 def test_a_picture_repeated_without_end_is_refused_before_it_is_copied(folder):
     code = encode(PIXELS[0]) + random.Random(0).randbytes(2**20)  # stored once, named by every row
     write(folder / "train.parquet", [code] * 12)
-    with pytest.raises(DataError, match="a picture has 1,0.* bytes; 65,536 are allowed"):
+    with pytest.raises(DataError, match=r"a picture has 1,0.* bytes; 65,536 are allowed"):
         cifar10(folder)
 
 
 def test_a_file_that_unpacks_without_end_is_refused_unread(folder):
-    write(folder / "train.parquet", [bytes(2**22)] * 12)
+    write(folder / "train.parquet", [bytes(2**22 + i) for i in range(12)], compression="zstd")
     assert (folder / "train.parquet").stat().st_size < 2**20
     tracemalloc.start()
     try:

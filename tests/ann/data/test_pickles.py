@@ -1,5 +1,6 @@
 """Pickles are read as data, and whatever else they could be is refused."""
 
+import hashlib
 import pickle
 import pickletools
 import random
@@ -8,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from pmsm.ann.data.cifar import CIFAR10, CIFAR100
 from pmsm.ann.data.pickles import MAX_OPERATIONS, read_pickle
 from pmsm.errors import DataError
 
@@ -18,6 +20,14 @@ BATCH = {
     "data": PIXELS,
     "filenames": [f"leptodactylus_pentadactylus_s_00000{i}.png" for i in range(6)],
 }
+
+
+COARSE = """
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
+large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
+vehicles_1 vehicles_2
+"""
 
 
 class Bomb:
@@ -36,8 +46,17 @@ def test_a_batch_comes_back_as_it_was_written(pickled):
     assert found["filenames"] == [name.encode() for name in BATCH["filenames"]]
 
 
-def test_what_is_written_here_is_what_pickle_itself_would_read(pickled):
-    """So the test's own writer makes true pickles; NumPy 2 still knows the old names."""
+def test_the_tests_write_byte_for_byte_what_the_authors_of_cifar_wrote(pickled):
+    names = list(CIFAR10.classes)
+    meta = pickled({"num_cases_per_batch": 10_000, "label_names": names, "num_vis": 3072})
+    # Of batches.meta in the official archive, as torchvision 0.28 checks it.
+    assert hashlib.md5(meta).hexdigest() == "5ff9c542aee3614f3951f8cda6e48888"
+    assert read_pickle(meta, "batches.meta")["label_names"] == [name.encode() for name in names]
+    meta = pickled({"fine_label_names": list(CIFAR100.classes), "coarse_label_names": COARSE.split()})
+    assert hashlib.md5(meta).hexdigest() == "7973b15100ade9c7d40fb424638fde48"  # and of CIFAR-100's meta
+
+
+def test_arrays_are_written_as_pickle_itself_reads_them(pickled):
     found = pickle.loads(pickled(BATCH), encoding="latin-1")
     assert np.array_equal(found["data"], PIXELS)
     assert found["labels"] == BATCH["labels"]

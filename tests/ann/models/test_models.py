@@ -6,9 +6,16 @@ from torch import nn
 
 import pmsm
 from pmsm.ann import models
-from pmsm.ann.models import ResNet, VisionTransformer
+from pmsm.ann.models import VGG, ResNet, VisionTransformer
 
-# Builder of the network, side of its pictures. Small pictures: sites and operators are those of the large ones.
+
+def slim_vgg() -> VGG:
+    """The head of VGG-16 for ImageNet, a hundredth as wide."""
+    classifier = nn.Sequential(nn.Linear(8 * 49, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 10))
+    return VGG((8, "M", 8), classifier, pooled=7)
+
+
+# Builder of the network, side of its pictures; on small ones, sites and operators are those of large ones.
 NETWORKS = {
     "resnet20": (models.resnet20, 8),
     "resnet32": (models.resnet32, 8),
@@ -18,6 +25,7 @@ NETWORKS = {
     "resnet34": (lambda: models.resnet34(10), 33),
     "resnet18_cifar": (models.resnet18_cifar, 8),
     "vgg16": (models.vgg16, 32),
+    "vgg pooled to 7x7": (slim_vgg, 28),
     "vit_small_patch16": (lambda: VisionTransformer(32, 16, 384, 12, 6, 10), 32),
     "vit_small_patch4": (lambda: VisionTransformer(8, 4, 384, 2, 6, 10), 8),  # 2 of its 12 equal blocks
     "vit_tiny_patch4": (lambda: VisionTransformer(8, 4, 192, 6, 3, 10), 8),

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pmsm.ann.data import Images
-from pmsm.ann.data.images import normalize
 from pmsm.ann.data.cifar import CIFAR10
+from pmsm.ann.data.images import normalize
 from pmsm.ann.data.pictures import decode_picture
 from pmsm.ann.models import resnet20, resnet32, resnet44, resnet56
 from pmsm.ann.models.resnet import SubsampleShortcut
