@@ -118,7 +118,7 @@ class Found:
         if not plain or not 0 < member.size <= MAX_FILE_BYTES:
             raise DataError(
                 f"cannot read {member.name[:200]!r} of {str(self.path)!r}: it must be a plain file "
-                f"of at most {MAX_FILE_BYTES:,} bytes, no link, and has {member.size:,}. Take the official one."
+                f"of at most {MAX_FILE_BYTES:,} bytes, no link; it has {member.size:,}. Copy it anew."
             )
         opened = tar.extractfile(member)
         return b"" if opened is None else opened.read()

@@ -193,8 +193,8 @@ def _check_ratio(path: Path, announced: int) -> None:
     there = path.stat().st_size
     if announced > MAX_RATIO * there + 2**20:
         raise DataError(
-            f"cannot read {str(path)!r}: its header announces {announced:,} bytes, more than {MAX_RATIO} times "
-            f"the {there:,} that the file has. Copy it anew."
+            f"cannot read {str(path)!r}: its header announces {announced:,} bytes, more than {MAX_RATIO} "
+            f"times the {there:,} that the file has. Copy it anew."
         )
 
 
