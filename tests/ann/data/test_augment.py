@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pmsm
 from pmsm.ann.data import Augment, Batches, Images
 from pmsm.ann.data.augment import cutmix, cutout, erase, mixup
+from pmsm.ann.models import SmallResNet
 from pmsm.errors import DataError
 
 ALL = "crop-flip+autoaugment+cutout+erase+mixup+cutmix"
@@ -168,3 +170,11 @@ def test_what_is_no_augmentation_is_refused(text, message):
 def test_an_unknown_move_is_refused():
     with pytest.raises(DataError, match="no move='spin'"):
         Augment(move="spin")
+
+
+@pytest.mark.parametrize("augment", ["mixup", "cutmix"])
+def test_training_takes_mixed_batches(augment):
+    pytest.importorskip("accelerate")
+    network = SmallResNet(3, 5, width=4)
+    history = pmsm.train(network, Batches(toy(), 8, augment=augment), Batches(toy(), 40), epochs=1)
+    assert len(history.epochs) == 1
