@@ -103,7 +103,8 @@ def decoded(
 
 
 def _blocks(file: Path, column: str) -> Iterator[tuple[Path, int, list[Any]]]:
-    compute = import_extra("pyarrow.compute", "data")
+    """File, number of the first row, and the coded pictures of some rows."""
+    arrow, compute = import_extra("pyarrow", "data"), import_extra("pyarrow.compute", "data")
     start = 0
     with _opened(file) as opened:
         _check(opened, file, column)
@@ -112,17 +113,17 @@ def _blocks(file: Path, column: str) -> Iterator[tuple[Path, int, list[Any]]]:
     # As a dictionary, a picture that a hostile file repeats a million times stays one picture.
     with _opened(file, read_dictionary=sorted(leaves & {f"{column}.bytes", column})) as opened:
         for batch in opened.iter_batches(BLOCK, columns=[column]):
-            cells = batch.column(0)
-            names = [field.name for field in cells.type] if hasattr(cells.type, "get_field_index") else []
-            codes = cells.field("bytes") if "bytes" in names else cells
+            codes = batch.column(0)
+            if arrow.types.is_struct(codes.type) and codes.type.get_field_index("bytes") >= 0:
+                codes = codes.field("bytes")
             longest = compute.max(compute.binary_length(getattr(codes, "dictionary", codes))).as_py()
             if longest is not None and longest > MAX_CODE_BYTES:
                 raise DataError(
-                    f"cannot use {str(file)!r}, rows {start} to {start + len(cells) - 1}: a picture has "
+                    f"cannot use {str(file)!r}, rows {start} to {start + len(codes) - 1}: a picture has "
                     f"{longest:,} bytes; {MAX_CODE_BYTES:,} are allowed."
                 )
-            yield file, start, cells.to_pylist()
-            start += len(cells)
+            yield file, start, codes.to_pylist()
+            start += len(codes)
 
 
 def _decode_block(block: tuple[Path, int, list[Any]], size: tuple[int, int]) -> np.ndarray:
@@ -130,8 +131,7 @@ def _decode_block(block: tuple[Path, int, list[Any]], size: tuple[int, int]) -> 
     return np.stack([_decode_row(row, f"{str(file)!r}, row {start + i}", size) for i, row in enumerate(rows)])
 
 
-def _decode_row(row: Any, where: str, size: tuple[int, int]) -> np.ndarray:
-    code = row.get("bytes") if isinstance(row, dict) else row
+def _decode_row(code: Any, where: str, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(code, bytes):
         raise DataError(f"{where}: img must be {{bytes, path}} with the coded picture in bytes.")
     return decode_picture(code, where, size)

@@ -279,3 +279,10 @@ def test_every_mutation_of_a_file_is_read_or_refused(folder):
         except DataError:
             refused += 1
     assert refused > 125
+
+
+def test_pictures_may_be_a_column_of_bytes(folder):
+    codes = arrow.array([encode(pixels) for pixels in PIXELS], arrow.binary())
+    parquet.write_table(arrow.table({"img": codes, "label": LABELS}), folder / "train.parquet")
+    train, test = cifar10(folder)
+    assert torch.equal(train.images, test.images)
