@@ -37,6 +37,17 @@ def test_weights_of_resnets_give_equal_outputs(source, name, randomize: Callable
         assert torch.equal(ours(x), other(x))  # the same operators in the same order
 
 
+def test_the_stem_for_cifar_is_torchvisions_network_with_another_first_layer(randomize: Callable):
+    other = theirs("torchvision", "resnet18", num_classes=10)
+    other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    other = randomize(other)
+    ours = models.resnet18_cifar().eval()
+    ours.load_state_dict(other.state_dict(), strict=True)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(ours(x), other(x))
+
+
 def test_weights_of_vgg16_give_equal_outputs(randomize: Callable):
     # torchvision's network with the small classifier that pictures of CIFAR need.
     with torch.device("meta"):  # what is replaced needs no memory
@@ -67,14 +78,14 @@ def test_vgg16_for_imagenet_has_the_names_and_shapes_of_torchvision():
     assert ours.avgpool.output_size == 7
 
 
-@pytest.mark.parametrize("depth", [6, 9])
-def test_weights_of_a_small_vision_transformer_give_equal_outputs(depth):
-    shape = dict(img_size=32, patch_size=4, embed_dim=192, depth=depth, num_heads=3, num_classes=10)
+@pytest.mark.parametrize("depth, width, heads", [(6, 192, 3), (9, 128, 4)])
+def test_weights_of_a_small_vision_transformer_give_equal_outputs(depth, width, heads):
+    shape = dict(img_size=32, patch_size=4, embed_dim=width, depth=depth, num_heads=heads, num_classes=10)
     other = theirs("timm", "vit_tiny_patch16_224", **shape).double().eval()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    ours = models.vit_tiny_patch4_32(10, depth).double().eval()
+    ours = models.vit_tiny_patch4_32(10, depth, width=width, heads=heads).double().eval()
     ours.load_state_dict(other.state_dict(), strict=True)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
