@@ -11,7 +11,7 @@ import torch
 from pmsm.ann.data.archive import Archive, find_archive
 from pmsm.ann.data.images import Images
 from pmsm.ann.data.parquet import columns_of, decoded, files_of, folder_of, read_labels
-from pmsm.ann.data.store import Progress, digest_of, store, stored
+from pmsm.ann.data.store import Progress, as_tensor, digest_of, store, stored
 from pmsm.errors import DataError
 
 SIDE = 32
@@ -125,7 +125,7 @@ Reader = Callable[[str, Progress | None], tuple[np.ndarray, np.ndarray]]
 
 def _images(kind: Kind, half: str, pixels: np.ndarray, labels: np.ndarray) -> Images:
     name = f"{kind.name} {half}"
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), kind.classes, kind.mean, kind.std, name)
+    return Images(as_tensor(pixels), torch.from_numpy(labels), kind.classes, kind.mean, kind.std, name)
 
 
 def _from_archive(directory: Path, kind: Kind) -> Reader | None:

@@ -14,7 +14,7 @@ import torch
 
 from pmsm.ann.data.images import Images
 from pmsm.ann.data.pictures import Crop, decode_picture, picture_size
-from pmsm.ann.data.store import Progress, in_threads, store, stored
+from pmsm.ann.data.store import Progress, as_tensor, in_threads, store, stored
 from pmsm.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")  # in small or capital letters
@@ -68,7 +68,7 @@ def image_folder(
     sets, number = [], {name: label for label, name in enumerate(classes)}
     for name, files, array in zip(("train", "test"), (train, test), pixels, strict=True):
         labels = torch.tensor([number[path.parent.name] for path in files])
-        sets.append(Images(torch.from_numpy(array), labels, classes, mean, std, f"{directory.name} {name}"))
+        sets.append(Images(as_tensor(array), labels, classes, mean, std, f"{directory.name} {name}"))
     return sets[0], sets[1]
 
 

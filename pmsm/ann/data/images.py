@@ -119,6 +119,10 @@ class Batches(Epochs[Images]):
         drop_last: bool = False,
     ) -> None:
         self.settings = Augment.parse(augment) if isinstance(augment, str) else augment
+        if not isinstance(self.settings, Augment):
+            raise DataError(
+                f"Batches has no augment={augment!r}; pass an Augment, or words such as 'crop-flip'."
+            )
         super().__init__(
             samples, batch_size, seed=seed, shuffle=shuffle, augment=self.settings.move, drop_last=drop_last
         )

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
+import torch
+from torch import Tensor
 
 from pmsm.errors import DataError
 
 Progress = Callable[[int, int], None]  # called with what is done and its total
 
-MAX_MEMORY_BYTES = 2**33  # of a set that no cache takes; CIFAR's training half has 1.5e8
+MAX_MEMORY_BYTES = 2**33  # of a set that is held in memory; CIFAR's training half has 1.5e8
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,10 +45,11 @@ def stored(name: str, key: str, dtype: str, shape: tuple[int | None, ...]) -> np
         shape: None stands for any length.
 
     Returns:
-        [shape], `dtype`; a page that is written to is copied, the file stays as it is.
+        [shape], `dtype`. The file never changes: a page that is written to is copied; above 8 GiB none can be
+        written to.
     """
     try:
-        array = np.load(_path(name, key), mmap_mode="c", allow_pickle=False)
+        array = _mapped(_path(name, key))
     except (OSError, ValueError, EOFError):
         return None
     fits = array.dtype == dtype and array.ndim == len(shape)
@@ -80,7 +84,7 @@ def store(
                 for block in blocks():
                     file.write(np.ascontiguousarray(block, dtype).data)
             part.replace(path)
-            return np.load(path, mmap_mode="c", allow_pickle=False)
+            return _mapped(path)
     except OSError:  # a cache that cannot be written costs time, not the result
         pass
     finally:
@@ -111,6 +115,20 @@ def in_threads(work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
 def _path(name: str, key: str) -> Path:
     folder = Path(os.environ.get("PMSM_CACHE") or Path.home() / ".cache" / "pmsm").expanduser()
     return folder / f"{name}-{key}.npy"
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor; one that is not writable must only be read."""
+    with warnings.catch_warnings():
+        # torch has no tensors that are only read, and says so; `stored` tells which are.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    # Pages that could be copied count as memory: Linux refuses to map more of them than there is.
+    small = path.stat().st_size <= MAX_MEMORY_BYTES
+    return np.load(path, mmap_mode="c" if small else "r", allow_pickle=False)
 
 
 def _collect(

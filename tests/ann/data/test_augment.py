@@ -167,6 +167,11 @@ def test_what_is_no_augmentation_is_refused(text, message):
         Augment.parse(text)
 
 
+def test_what_is_neither_words_nor_an_augment_is_refused():
+    with pytest.raises(DataError, match="no augment=None; pass an Augment"):
+        Batches(toy(), 8, augment=None)
+
+
 def test_an_unknown_move_is_refused():
     with pytest.raises(DataError, match="no move='spin'"):
         Augment(move="spin")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pmsm.ann.data import store as store_module
-from pmsm.ann.data.store import MAX_MEMORY_BYTES, in_threads, store, stored
+from pmsm.ann.data.store import MAX_MEMORY_BYTES, as_tensor, in_threads, store, stored
 from pmsm.errors import DataError
 
 BLOCKS = [np.arange(6, dtype=np.uint8).reshape(2, 3), np.arange(3, dtype=np.uint8).reshape(1, 3) + 100]
@@ -25,6 +25,18 @@ def test_another_shape_or_type_is_not_taken(cache, dtype, shape):
     store("toy", "key", "uint8", (3, 3), lambda: iter(BLOCKS))
     assert stored("toy", "key", dtype, shape) is None
     assert stored("toy", "other", "uint8", (3, 3)) is None
+
+
+def test_a_set_larger_than_memory_is_mapped_as_a_tensor_that_is_only_read(cache):
+    store("large", "key", "uint8", (3, 3), lambda: iter(BLOCKS))
+    shape = (2 * MAX_MEMORY_BYTES // 1024 + 1, 1024)
+    with (cache / "large-key.npy").open("wb") as file:  # a hole: it takes no space on the disk
+        np.lib.format.write_array_header_2_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + shape[0] * shape[1])
+    array = stored("large", "key", "uint8", (None, 1024))
+    assert array is not None
+    assert not array.flags.writeable
+    assert as_tensor(array)[[0, -1]].sum() == 0
 
 
 def test_a_decoder_that_fails_leaves_nothing_behind(cache):
