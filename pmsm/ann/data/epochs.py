@@ -26,7 +26,7 @@ S = TypeVar("S", bound=Samples)
 
 
 class Epochs(Generic[S]):
-    """Base of the batches: a subclass says which augmentations there are and what a batch holds.
+    """Base of the batches: a subclass says which movements there are and what a batch holds.
 
     Args:
         samples: the set.
@@ -37,7 +37,7 @@ class Epochs(Generic[S]):
         DataError: batch_size below 1, an unknown augmentation, or `drop_last` leaves no batch.
     """
 
-    augmentations: ClassVar[tuple[str, ...]]
+    augmentations: ClassVar[tuple[str, ...]] = ("none", "shift", "crop-flip")
     noun: ClassVar[str]
 
     def __init__(
@@ -104,6 +104,11 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     # torch's CPU generator keeps the lower 32 bits of its seed only, so the pair is hashed, not packed.
     state = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     return torch.Generator().manual_seed(state)
+
+
+def batch_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
+    """A generator whose stream depends on the triple alone."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, number]))
 
 
 def move(pixels: Tensor, shift: Tensor, flip: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-MAX_BYTES = 2**31 - 1  # of one decompressed file; the largest of MNIST's family, EMNIST, has 0.55e9
+MAX_BYTES = 2**30  # of one decompressed file; the largest of MNIST's family, EMNIST, has 0.55e9
+MAX_RATIO = 100  # of a file to its gzip; the pictures of MNIST shrink to a fifth
 CHUNK_BYTES = 1 << 20
 
 
@@ -66,6 +67,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(header_bytes)
             sizes = _sizes(path, header, dimensions)
+            _check_ratio(path, math.prod(sizes))
             data = _read_at_most(file, math.prod(sizes) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as cause:
         raise DataError(
@@ -184,6 +186,16 @@ def _sizes(path: Path, header: bytes, dimensions: int) -> list[int]:
             f"between 1 and {MAX_BYTES:,} are allowed."
         )
     return sizes
+
+
+def _check_ratio(path: Path, announced: int) -> None:
+    """Refuse unread what could only be a file that unpacks without end, or one that is cut off."""
+    there = path.stat().st_size
+    if announced > MAX_RATIO * there + 2**20:
+        raise DataError(
+            f"cannot read {str(path)!r}: its header announces {announced:,} bytes, more than {MAX_RATIO} "
+            f"times the {there:,} that the file has. Copy it anew."
+        )
 
 
 def _read_at_most(file: BufferedIOBase, size: int) -> bytearray:

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pmsm.ann.data.epochs import Epochs, move
+from pmsm.ann.data.augment import Augment
+from pmsm.ann.data.epochs import Epochs, batch_generator, move
 from pmsm.ann.data.labels import check_labels, described
 from pmsm.errors import DataError
-
-Augmentation = Literal["none", "shift", "crop-flip"]
 
 
 def normalize(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -92,24 +90,42 @@ class Images:
 class Batches(Epochs[Images]):
     """The batches of one epoch, as often as they are asked for.
 
-    Yields x: [N, C, H, W], float32, normalized; y: [N], int64.
+    Yields x: [N, C, H, W], float32, normalized; y: [N], int64, or with mixup or cutmix the shares of the
+    classes, [N, classes], float32, that sum to one.
 
-    Order and augmentation depend on `seed` and the epoch alone, never on what was drawn before: a run that
-    resumes with `set_epoch` sees bit-equal batches. Call `set_epoch(epoch)` before each epoch of training;
-    without it every pass repeats the same order.
+    Order and augmentation depend on `seed`, the epoch and the number of the batch alone, never on what was
+    drawn before: a run that resumes with `set_epoch` sees bit-equal batches. Call `set_epoch(epoch)` before
+    each epoch of training; without it every pass repeats the same order.
 
     Args:
         samples: the set.
         batch_size: N; the last batch may be smaller, unless `drop_last`.
-        augment: "shift" moves each image by up to an eighth of its height, "crop-flip" also mirrors half of
-            them; on 32x32 that is the 4-pixel padding, crop and flip of arXiv:1512.03385, section 4.2.
+        augment: an `Augment`, or its words joined by +: "shift", "crop-flip+autoaugment+cutout", "mixup=1.0".
 
     Raises:
         DataError: batch_size below 1, an unknown augmentation, or `drop_last` leaves no batch.
     """
 
-    augmentations = get_args(Augmentation)
     noun = "images"
+
+    def __init__(
+        self,
+        samples: Images,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: str | Augment = "none",
+        drop_last: bool = False,
+    ) -> None:
+        self.settings = Augment.parse(augment) if isinstance(augment, str) else augment
+        if not isinstance(self.settings, Augment):
+            raise DataError(
+                f"Batches has no augment={augment!r}; pass an Augment, or words such as 'crop-flip'."
+            )
+        super().__init__(
+            samples, batch_size, seed=seed, shuffle=shuffle, augment=self.settings.move, drop_last=drop_last
+        )
 
     @property
     def images(self) -> Images:
@@ -117,9 +133,11 @@ class Batches(Epochs[Images]):
         return self.samples
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = self.samples
-        for index, shift, flip in self.draws(images.images.shape[2:]):
+        images, settings = self.samples, self.settings
+        for number, (index, shift, flip) in enumerate(self.draws(images.images.shape[2:])):
+            draw = batch_generator(self.seed, self.epoch, number)
             pixels = images.images[index]
-            if self.augment != "none":
+            if settings.move != "none":
                 pixels = move(pixels, shift, flip)
-            yield normalize(pixels, images.mean, images.std), images.labels[index]
+            x = normalize(settings.on_pixels(pixels, draw), images.mean, images.std)
+            yield settings.on_batch(x, images.labels[index], images.class_count, draw)

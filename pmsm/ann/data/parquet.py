@@ -1,202 +1,71 @@
-"""CIFAR-10 and CIFAR-100 from parquet files of coded pictures, decoded once and cached."""
+"""Parquet files as Hugging Face writes them: labels, and coded pictures that are decoded block by block."""
 
-import hashlib
-import io
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import torch
-from PIL import Image
 
-from pmsm.ann.data.images import Images
+from pmsm.ann.data.pictures import decode_picture
+from pmsm.ann.data.store import Progress, in_threads
 from pmsm.errors import DataError, import_extra
-from pmsm.files import write_atomic
 
-Progress = Callable[[int, int], None]  # called with the pictures done and their total
-
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "AVIF",
-)  # every other decoder of Pillow stays out of reach of a hostile file
-SIDE = 32
 MAX_ROWS = 1_000_000  # of one half; CIFAR has 50,000
+MAX_CODE_BYTES = 2**16  # of one coded picture of 32x32, which has 3,072 bytes uncoded
 BLOCK = 250  # pictures that one thread decodes before it reports
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
-CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    label: str
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-# Mean and std measured over all pixels of 50,000 training images coded in AVIF of quality 90, divided by 255.
-# The usual means of CIFAR-10's uncoded images, .4914 .4822 .4465, are half a grey level away.
-CIFAR10 = _Kind(
-    "CIFAR-10", "label", tuple(CIFAR10_CLASSES.split()), (0.4893, 0.4840, 0.4439), (0.2469, 0.2432, 0.2612)
-)
-CIFAR100 = _Kind(
-    "CIFAR-100",
-    "fine_label",
-    tuple(CIFAR100_CLASSES.split()),
-    (0.5057, 0.4885, 0.4385),
-    (0.2670, 0.2560, 0.2756),
-)
-
-
-def cifar10(directory: str | Path, *, progress: Progress | None = None) -> tuple[Images, Images]:
-    """CIFAR-10 from `train*.parquet` and `test*.parquet`: 50,000 and 10,000 images, RGB, 32x32, 10 classes.
-
-    Columns: `img` = {bytes, path}, `label`. The first call decodes every picture and keeps the pixels in
-    `$PMSM_CACHE` or `~/.cache/pmsm`, under the hash of the files; where that cannot be written, it decodes
-    each time.
-
-    Raises:
-        DataError: a file or column is missing, a picture is broken or of another size, a label out of range.
-        MissingExtraError: pyarrow is not installed.
-
-    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
-    """
-    return _read_set(Path(directory), CIFAR10, progress)
-
-
-def cifar100(directory: str | Path, *, progress: Progress | None = None) -> tuple[Images, Images]:
-    """CIFAR-100, like `cifar10`, with the 100 fine classes of the column `fine_label`."""
-    return _read_set(Path(directory), CIFAR100, progress)
-
-
-def has_parquet_files(directory: Path) -> bool:
-    """Whether `directory` holds a file that could be half of a set."""
-    return any(files_of(directory, half) for half in ("train", "test"))
-
-
-def load_parquet(directory: Path, *, progress: Progress | None = None) -> tuple[Images, Images]:
-    """CIFAR-10 or CIFAR-100, told apart by the label column.
-
-    Raises:
-        DataError: neither, or any error of the set itself.
-    """
-    _, columns = _describe((files_of(directory, "train") or files_of(directory, "test"))[0])
-    for kind in (CIFAR100, CIFAR10):
-        if {"img", kind.label} <= set(columns):
-            return _read_set(directory, kind, progress)
-    raise DataError(
-        f"the parquet files in {str(directory)!r} are neither CIFAR-10 (columns img, label) nor CIFAR-100 "
-        f"(img, fine_label): they have {', '.join(columns)}. Rename the columns, or build "
-        f"pmsm.ann.data.Images yourself."
-    )
-
-
-def _read_set(directory: Path, kind: _Kind, progress: Progress | None) -> tuple[Images, Images]:
-    missing = [f"{half}*.parquet" for half in ("train", "test") if not files_of(directory, half)]
-    if missing:
-        raise DataError(
-            f"{str(directory)!r} lacks {' and '.join(missing)}. {kind.name} is read from train*.parquet and "
-            f"test*.parquet with the columns img and {kind.label}."
-        )
-    train, test = (_read_half(directory, kind, half, progress) for half in ("train", "test"))
-    return train, test
-
-
-def _read_half(directory: Path, kind: _Kind, half: str, progress: Progress | None) -> Images:
-    files = files_of(directory, half)
-    labels = np.concatenate([read_labels(file, kind.label) for file in files])
-    pixels = _cached(f"{kind.name}-{half}", files, len(labels), progress)
-    name = f"{kind.name} {half}"
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), kind.classes, kind.mean, kind.std, name)
+# Where a copy of a repository of Hugging Face has its shards.
+SUBFOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")
 
 
 def files_of(directory: Path, half: str) -> list[Path]:
-    return sorted(directory.glob(f"{half}*.parquet"))
+    """The shards of "train" or "test" in `directory`, in order.
+
+    Raises:
+        DataError: a shard is missing, by the number in the names: train-00000-of-00002.parquet.
+    """
+    found = sorted(directory.glob(f"{half}*.parquet"))
+    numbered = [match for path in found if (match := re.search(r"-(\d{5})-of-(\d{5})", path.stem))]
+    totals = {int(match[2]) for match in numbered}
+    there = {int(match[1]) for match in numbered}
+    missing = sorted(set(range(min(max(totals, default=0), 10_000))) - there)
+    if numbered and (len(totals) > 1 or len(numbered) < len(found) or missing):
+        lacks = [f"{half}-{shard:05d}-of-{max(totals):05d}.parquet" for shard in missing[:8]]
+        raise DataError(
+            f"the shards of {half!r} in {str(directory)!r} are not one whole set: there are "
+            f"{', '.join(path.name for path in found[:8])}"
+            + (f"; missing: {', '.join(lacks)}" if lacks else "")
+            + ". Copy the missing shards, or remove those of another set."
+        )
+    return found
 
 
-def _cached(name: str, files: list[Path], count: int, progress: Progress | None) -> np.ndarray:
-    """The pixels of `files` ([count, 3, 32, 32], uint8) from the cache, or decoded and then cached."""
-    path = _cache_directory() / f"{name}-{_digest(files)}.npy"
-    pixels = _read_cache(path, (count, 3, SIDE, SIDE))
-    if pixels is None:
-        pixels = _decode(files, count, progress)
-        buffer = io.BytesIO()
-        np.save(buffer, pixels)
-        try:
-            write_atomic(path, buffer.getvalue(), DataError)
-        except DataError:  # a cache that cannot be written costs time, not the result
-            pass
-    return pixels
+def folder_of(directory: Path) -> Path | None:
+    """`directory`, or the folder in it, that holds files of the two halves; None without."""
+    for folder in (directory / name for name in SUBFOLDERS):
+        if any(path for half in ("train", "test") for path in folder.glob(f"{half}*.parquet")):
+            return folder
+    return None
 
 
-def _cache_directory() -> Path:
-    return Path(os.environ.get("PMSM_CACHE") or Path.home() / ".cache" / "pmsm").expanduser()
-
-
-def _digest(files: list[Path]) -> str:
-    # Pillow is part of the key: another version may bring another decoder, and so other pixels.
-    digest = hashlib.sha256(PIL.__version__.encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:20]
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        pixels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, or damaged: decode again
-        return None
-    return pixels if pixels.dtype == np.uint8 and pixels.shape == shape else None
+def columns_of(file: Path) -> list[str]:
+    """Names of the columns, from the footer alone."""
+    with _opened(file) as opened:
+        return opened.schema_arrow.names
 
 
 def read_column(file: Path, column: str) -> list[Any]:
-    """One column as Python objects, refused unread if it is absent or announces absurdly many rows."""
-    arrow = import_extra("pyarrow", "data")
-    rows, names = _describe(file)
-    if not 0 < rows <= MAX_ROWS:
-        raise DataError(f"cannot use {str(file)!r}: it has {rows:,} rows; 1 to {MAX_ROWS:,} are allowed.")
-    if names.count(column) != 1:
-        raise DataError(f"{str(file)!r} must have one column {column!r}; it has {', '.join(names)}.")
-    read_table = import_extra("pyarrow.parquet", "data").read_table
-    try:
-        # partitioning=None: a folder named label=3 must not become a column.
-        return read_table(file, columns=[column], partitioning=None)[column].to_pylist()
-    except (arrow.ArrowException, OSError) as cause:
-        raise DataError(
-            f"cannot read {column!r} of {str(file)!r}: damaged ({cause}). Copy it anew."
-        ) from cause
-
-
-def _describe(file: Path) -> tuple[int, list[str]]:
-    """Number of rows and names of the columns, from the footer alone."""
-    arrow = import_extra("pyarrow", "data")
-    try:
-        with import_extra("pyarrow.parquet", "data").ParquetFile(file) as opened:
-            return opened.metadata.num_rows, opened.schema_arrow.names
-    except (arrow.ArrowException, OSError) as cause:
-        raise DataError(
-            f"cannot read {str(file)!r}: not parquet, or truncated ({cause}). Copy it anew."
-        ) from cause
+    """One column as Python objects, refused unread if it is absent or announces absurdly much."""
+    with _opened(file) as opened:
+        _check(opened, file, column)
+        return opened.read(columns=[column])[column].to_pylist()
 
 
 def read_labels(file: Path, column: str) -> np.ndarray:
+    """[rows], int64, refused unless they are whole numbers >= 0."""
     labels = read_column(file, column)
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < 2**31:
@@ -204,40 +73,100 @@ def read_labels(file: Path, column: str) -> np.ndarray:
     return np.array(labels, dtype=np.int64)
 
 
-def _decode(files: list[Path], count: int, progress: Progress | None) -> np.ndarray:
-    """The pictures of all rows, [count, 3, 32, 32], uint8; in threads, as Pillow releases the GIL."""
-    pixels = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
+def decoded(
+    files: list[Path], column: str, count: int, size: tuple[int, int], progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """The pictures of all rows, block by block, [some, 3, H, W], uint8; decoded in threads.
+
+    Args:
+        column: {bytes, path}, or the bytes alone.
+        count: rows that the labels have.
+        size: (width, height) of every picture.
+
+    Raises:
+        DataError: a file is damaged, a picture cannot be decoded, or there are not `count` of them.
+    """
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for file in files:
-            rows = read_column(file, "img")
-            blocks = [(file, start, rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
-            for block in pool.map(_decode_block, blocks):
-                pixels[done : done + len(block)] = block
-                done += len(block)
-                if progress is not None:
-                    progress(done, count)
-    return pixels
+    tasks = (task for file in files for task in _blocks(file, column))
+    for block in in_threads(partial(_decode_block, size=size), tasks):
+        done += len(block)
+        if done > count:
+            break
+        yield block
+        if progress is not None:
+            progress(done, count)
+    if done != count:
+        raise DataError(
+            f"cannot use {', '.join(repr(str(file)) for file in files)}: {count:,} labels and another number "
+            f"of pictures, it is damaged. Copy it anew."
+        )
 
 
-def _decode_block(block: tuple[Path, int, Sequence[Any]]) -> np.ndarray:
+def _blocks(file: Path, column: str) -> Iterator[tuple[Path, int, list[Any]]]:
+    """File, number of the first row, and the coded pictures of some rows."""
+    arrow, compute = import_extra("pyarrow", "data"), import_extra("pyarrow.compute", "data")
+    start = 0
+    with _opened(file) as opened:
+        _check(opened, file, column)
+        schema = opened.metadata.schema
+        leaves = {schema.column(leaf).path for leaf in range(opened.metadata.num_columns)}
+    # As a dictionary, a picture that a hostile file repeats a million times stays one picture.
+    with _opened(file, read_dictionary=sorted(leaves & {f"{column}.bytes", column})) as opened:
+        for batch in opened.iter_batches(BLOCK, columns=[column]):
+            codes = batch.column(0)
+            if arrow.types.is_struct(codes.type) and codes.type.get_field_index("bytes") >= 0:
+                codes = codes.field("bytes")
+            longest = compute.max(compute.binary_length(getattr(codes, "dictionary", codes))).as_py()
+            if longest is not None and longest > MAX_CODE_BYTES:
+                raise DataError(
+                    f"cannot use {str(file)!r}, rows {start} to {start + len(codes) - 1}: a picture has "
+                    f"{longest:,} bytes; {MAX_CODE_BYTES:,} are allowed."
+                )
+            yield file, start, codes.to_pylist()
+            start += len(codes)
+
+
+def _decode_block(block: tuple[Path, int, list[Any]], size: tuple[int, int]) -> np.ndarray:
     file, start, rows = block
-    return np.stack([_decode_picture(row, f"{str(file)!r}, row {start + i}") for i, row in enumerate(rows)])
+    return np.stack([_decode_row(row, f"{str(file)!r}, row {start + i}", size) for i, row in enumerate(rows)])
 
 
-def _decode_picture(row: Any, where: str) -> np.ndarray:
-    """One picture, [3, 32, 32], uint8; its size is checked before any pixel is decoded."""
-    code = row.get("bytes") if isinstance(row, dict) else None
+def _decode_row(code: Any, where: str, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(code, bytes):
         raise DataError(f"{where}: img must be {{bytes, path}} with the coded picture in bytes.")
+    return decode_picture(code, where, size)
+
+
+@contextmanager
+def _opened(file: Path, **options: Any) -> Iterator[Any]:
+    arrow = import_extra("pyarrow", "data")
+    parquet = import_extra("pyarrow.parquet", "data")
     try:
-        with Image.open(io.BytesIO(code), formats=FORMATS) as picture:
-            if picture.size != (SIDE, SIDE):
-                raise DataError(f"{where}: the picture must be {SIDE}x{SIDE}, it has size {picture.size}.")
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    # What Pillow's decoders raise on damaged bytes; which one depends on where the damage is.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as cause:
+        with parquet.ParquetFile(file, page_checksum_verification=True, **options) as opened:
+            yield opened
+    except (arrow.ArrowException, OSError, ValueError) as cause:
         raise DataError(
-            f"{where}: cannot decode the picture ({cause}). Supported are {', '.join(FORMATS)}; "
-            f"AVIF needs Pillow >= 11.3. Copy the file anew if it is damaged."
+            f"cannot read {str(file)!r}: not parquet, damaged or truncated ({str(cause)[:200]}). Copy it "
+            f"anew."
         ) from cause
+
+
+def _check(opened: Any, file: Path, column: str) -> None:
+    """Refuse what the footer announces before a row is read."""
+    rows, names = opened.metadata.num_rows, opened.schema_arrow.names
+    if not 0 < rows <= MAX_ROWS:
+        raise DataError(f"cannot use {str(file)!r}: it has {rows:,} rows; 1 to {MAX_ROWS:,} are allowed.")
+    if names.count(column) != 1:
+        raise DataError(f"{str(file)!r} must have one column {column!r}; it has {', '.join(names)}.")
+    # Coded pictures and events hardly shrink further, and labels are short.
+    allowed = 32 * file.stat().st_size + 16 * rows + 2**20
+    unpacked = sum(
+        opened.metadata.row_group(group).column(leaf).total_uncompressed_size
+        for group in range(opened.metadata.num_row_groups)
+        for leaf in range(opened.metadata.num_columns)
+    )
+    if not 0 <= unpacked <= allowed:
+        raise DataError(
+            f"cannot use {str(file)!r}: it unpacks to {unpacked:,} bytes, more than 32 times its size. "
+            f"That is no set of coded pictures."
+        )

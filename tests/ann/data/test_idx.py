@@ -1,6 +1,7 @@
 """IDX files, good and hostile."""
 
 import gzip
+import random
 import struct
 import tracemalloc
 
@@ -108,7 +109,10 @@ def test_a_file_that_is_not_what_it_announces_is_refused(tmp_path, data, text):
         read_idx(path, 1)
 
 
-@pytest.mark.parametrize("sizes, text", [((2**31 - 1,), "it holds only 5"), ((2**32 - 1,), "are allowed")])
+@pytest.mark.parametrize(
+    "sizes, text",
+    [((2**20,), "it holds only 5"), ((2**30,), "more than 100 times"), ((2**32 - 1,), "are allowed")],
+)
 def test_a_huge_announced_count_costs_no_memory(tmp_path, sizes, text):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(encode(torch.zeros(5).byte(), sizes=sizes)))
@@ -132,3 +136,36 @@ def test_real_fashion_mnist_is_complete_and_its_constants_are_right(shared_data)
 def test_mnist_without_training_files_is_a_clear_error(shared_data):
     with pytest.raises(DataError, match="lacks train-images-idx3-ubyte, train-labels-idx1-ubyte"):
         mnist(shared_data / "mnist")
+
+
+def test_a_gzip_that_unpacks_without_end_is_refused_unread(tmp_path):
+    path = tmp_path / "images.gz"
+    path.write_bytes(
+        gzip.compress(encode(torch.zeros(1, 1, 1).byte(), sizes=(2**10, 2**8, 2**9)) + bytes(2**24))
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 100 times the"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_every_mutation_is_read_or_refused(tmp_path, compress):
+    good = encode(torch.arange(10 * 28 * 28).remainder(251).to(torch.uint8).view(10, 28, 28))
+    path = tmp_path / ("images.gz" if compress else "images")
+    data, draw, refused = gzip.compress(good, mtime=0) if compress else good, random.Random(0), 0
+    for _ in range(300):
+        mutated = bytearray(data)
+        place = draw.randrange(16 if draw.random() < 0.7 else len(mutated))
+        mutated[place] ^= 1 << draw.randrange(8)
+        if draw.random() < 0.2:
+            del mutated[draw.randrange(len(mutated)) :]
+        path.write_bytes(mutated)
+        try:
+            read_idx(path, 3)
+        except DataError:
+            refused += 1
+    assert refused > 100

@@ -2,13 +2,17 @@
 
 import io
 import os
+import random
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pmsm.ann.data.parquet import cifar10, cifar100, load_parquet
+from pmsm.ann.data import load
+from pmsm.ann.data.cifar import cifar10, cifar100, load_cifar
 from pmsm.errors import DataError
 
 arrow = pytest.importorskip("pyarrow")
@@ -24,16 +28,10 @@ def encode(pixels: np.ndarray, kind: str = "PNG", **settings) -> bytes:
     return buffer.getvalue()
 
 
-def write(path, codes, labels=LABELS, *, label="label"):
+def write(path, codes, labels=LABELS, *, label="label", **settings):
     rows = [{"bytes": code, "path": None} for code in codes]
     kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PMSM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    parquet.write_table(arrow.table({"img": arrow.array(rows, kind), label: labels}), path, **settings)
 
 
 @pytest.fixture
@@ -77,10 +75,10 @@ def test_shards_are_read_in_the_order_of_their_names(folder):
 
 
 def test_the_label_column_tells_cifar100_from_cifar10(folder):
-    assert load_parquet(folder)[0].name == "CIFAR-10 train"
+    assert load_cifar(folder)[0].name == "CIFAR-10 train"
     for half in ("train", "test"):
         write(folder / f"{half}.parquet", [encode(pixels) for pixels in PIXELS], label="fine_label")
-    train, _ = load_parquet(folder)
+    train, _ = load_cifar(folder)
     assert (train.name, train.class_count) == ("CIFAR-100 train", 100)
 
 
@@ -107,11 +105,11 @@ def test_a_changed_file_is_decoded_anew(folder):
 
 
 def test_a_damaged_cache_is_decoded_anew(folder, cache):
-    before, _ = cifar10(folder)
+    before = cifar10(folder)[0].images.clone()  # not mapped: the file behind it is about to shrink
     for path in cache.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     after, _ = cifar10(folder)
-    assert torch.equal(before.images, after.images)
+    assert torch.equal(before, after.images)
 
 
 def test_without_a_writable_cache_it_decodes_each_time(folder, cache):
@@ -159,7 +157,7 @@ def test_an_empty_file_is_refused(folder):
 def test_a_truncated_file_is_refused(folder):
     path = folder / "train.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"train\.parquet': not parquet, or truncated"):
+    with pytest.raises(DataError, match=r"train\.parquet': not parquet, damaged or truncated"):
         cifar10(folder)
 
 
@@ -212,9 +210,79 @@ def test_a_folder_named_like_a_partition_is_no_column(folder):
 def test_missing_files_are_refused_with_their_pattern(folder):
     (folder / "test.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks test\*\.parquet"):
-        load_parquet(folder)
+        load_cifar(folder)
 
 
 def test_event_recordings_are_not_taken_for_pictures(shared_data):
     with pytest.raises(DataError, match=r"neither CIFAR-10 .* they have events, label"):
-        load_parquet(shared_data / "nmnist-sample")
+        load_cifar(shared_data / "nmnist-sample")
+
+
+@pytest.mark.parametrize("names", [(0,), (1,), (0, 1, 1)], ids=str)
+def test_shards_that_are_no_whole_set_are_refused(folder, names):
+    (folder / "train.parquet").rename(folder / "train-00000-of-00003.parquet")
+    for shard in set(names) - {0}:
+        shutil.copy(folder / "test.parquet", folder / f"train-{shard:05d}-of-00003.parquet")
+    with pytest.raises(DataError, match=r"shards of 'train' .* missing: .*train-00002-of-00003\.parquet"):
+        load_cifar(folder)
+
+
+def test_shards_of_two_sets_are_not_mixed(folder):
+    shutil.copy(folder / "test.parquet", folder / "train-00000-of-00001.parquet")
+    with pytest.raises(
+        DataError, match=r"whole set: there are train-00000-of-00001\.parquet, train\.parquet"
+    ):
+        load_cifar(folder)
+
+
+@pytest.mark.parametrize("name", ["data", "plain_text"])
+def test_a_copy_of_a_repository_is_read_from_its_folder(folder, name):
+    (folder / name).mkdir()
+    for half in ("train", "test"):
+        (folder / f"{half}.parquet").rename(folder / name / f"{half}-00000-of-00001.parquet")
+    assert load(folder)[0].labels.tolist() == LABELS
+
+
+def test_a_picture_repeated_without_end_is_refused_before_it_is_copied(folder):
+    code = encode(PIXELS[0]) + random.Random(0).randbytes(2**20)  # stored once, named by every row
+    write(folder / "train.parquet", [code] * 12)
+    with pytest.raises(DataError, match=r"a picture has 1,0.* bytes; 65,536 are allowed"):
+        cifar10(folder)
+
+
+def test_a_file_that_unpacks_without_end_is_refused_unread(folder):
+    write(folder / "train.parquet", [bytes(2**22 + i) for i in range(12)], compression="zstd")
+    assert (folder / "train.parquet").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 32 times its size"):
+            cifar10(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**22  # less than one of the twelve pictures
+    finally:
+        tracemalloc.stop()
+
+
+def test_every_mutation_of_a_file_is_read_or_refused(folder):
+    path, draw, refused = folder / "train.parquet", random.Random(0), 0
+    good = path.read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for _ in range(250):
+        data = bytearray(good)
+        for _ in range(draw.randint(1, 3)):
+            low = footer if draw.random() < 0.6 else 0
+            data[draw.randrange(low, len(data))] = draw.randrange(256)
+        if draw.random() < 0.1:
+            del data[draw.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            cifar10(folder)
+        except DataError:
+            refused += 1
+    assert refused > 125
+
+
+def test_pictures_may_be_a_column_of_bytes(folder):
+    codes = arrow.array([encode(pixels) for pixels in PIXELS], arrow.binary())
+    parquet.write_table(arrow.table({"img": codes, "label": LABELS}), folder / "train.parquet")
+    train, test = cifar10(folder)
+    assert torch.equal(train.images, test.images)

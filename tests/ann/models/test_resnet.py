@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pmsm.ann.data import Images
+from pmsm.ann.data.cifar import CIFAR10
 from pmsm.ann.data.images import normalize
-from pmsm.ann.data.parquet import CIFAR10, _decode_picture
+from pmsm.ann.data.pictures import decode_picture
 from pmsm.ann.models import resnet20, resnet32, resnet44, resnet56
 from pmsm.ann.models.resnet import SubsampleShortcut
 
@@ -31,7 +32,9 @@ def first_test_images(shared_data, pictures, count=200) -> Images:
         path = shared_data / "cifar10" / "test.parquet"
         with parquet.ParquetFile(path) as file:
             rows = next(file.iter_batches(count, columns=["img", "label"])).to_pylist()
-        pixels = torch.from_numpy(np.stack([_decode_picture(row["img"], "test") for row in rows]))
+        pixels = torch.from_numpy(
+            np.stack([decode_picture(row["img"]["bytes"], "test", (32, 32)) for row in rows])
+        )
         labels = torch.tensor([row["label"] for row in rows])
         pictures["first"] = Images(
             pixels, labels, CIFAR10.classes, CIFAR10.mean, CIFAR10.std, "CIFAR-10 test"
