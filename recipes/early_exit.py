@@ -1,6 +1,6 @@
 """How many timesteps does a picture need? A pretrained ResNet-20, calibrated only, stopping when it is sure.
 
-Run: .venv/bin/python recipes/early_exit.py --data CIFAR10_FOLDER --weights FILE [--levels 9 17]
+Run: .venv/bin/python recipes/early_exit.py --data CIFAR10_FOLDER --weights FILE [--levels 9 17 33]
 Samples stop at their first step of softmax confidence >= `until` (simulate(..., until=...)), at the latest
 after T = 8. The confidence is chosen on one half of the test pictures, as the smallest of a grid at which
 accuracy falls at most 0.05 pp below the full run, and reported on the other half; then the other way round.
@@ -44,12 +44,12 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--levels", type=int, nargs="+", default=[9, 17])
+    parser.add_argument("--levels", type=int, nargs="+", default=[9, 17, 33])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     train_set, test_set = (replace(images, mean=MEAN, std=STD) for images in cifar10(options.data))
-    calibration, test = Batches(train_set.take(slice(0, 512)), 128), Batches(test_set, 250)
+    calibration, test = Batches(train_set.take(slice(0, 1024)), 128), Batches(test_set, 250)
     ann = resnet20()
     ann.load_state_dict(load_file(options.weights), strict=True)
     float_accuracy = evaluate(ann, test)

@@ -136,7 +136,7 @@ def test_the_mean_frame_decides_in_the_long_run():
     qann = calibrate(quantize(layer, PMSM(levels=33), x[0]), x.flatten(0, 1))
     run = simulate(convert(qann), x, stream=True)
     scale = qann.get_submodule("1").scale()
-    reach = (layer[2].weight.abs().sum(1) * scale).detach()  # every neuron off by one step at most
+    reach = (layer[2].weight.abs() * scale).sum(1).detach()  # every neuron off by one step at most
     for t in (16, 64):
         mean = layer[1](layer[0](x[:t].transpose(0, 1)).mean(1))  # of currents, not of codes
         assert bool(((run.outputs[t - 1] - layer[2](mean)).abs() <= reach / t + 1e-5).all())
