@@ -60,7 +60,7 @@ def load(path: str | Path) -> Network:
     """The network in a file that `save` wrote, in evaluation mode, on the CPU.
 
     Its outputs are bit for bit those of the network that was saved, on the same machine and version of torch.
-    Memory: the tensors, and at most 40 times the header, which has at most 16 MiB; every size is compared
+    Memory: the tensors, and at most 50 times the header, which has at most 8 MiB; every size is compared
     with the file's length before anything is allocated.
 
     Raises:

@@ -24,8 +24,8 @@ from pmsm.errors import CheckpointError
 from pmsm.files import write_atomic
 from pmsm.graph.values import record, sizes
 
-MAX_HEADER_BYTES = 2**24
-"""Of a file's header; a network of 2,000 calls needs a twentieth of it."""
+MAX_HEADER_BYTES = 2**23
+"""Of a file's header; a network of 2,000 calls needs an eighth of it."""
 MAX_DEPTH = 64
 """How deep brackets may nest."""
 
@@ -36,7 +36,8 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 """Safetensors' names of the kinds of numbers that networks are made of."""
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+_NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[^"\[\]{}]+')
+_INNERMOST = re.compile(r"\[\]|\{\}")
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,8 @@ def parsed(text: bytes | str, where: str) -> Any:
     """
     try:
         characters = text.decode() if isinstance(text, bytes) else text
-        depth = 0
-        for token in _TOKEN.finditer(characters):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-            if depth > MAX_DEPTH:
-                raise CheckpointError(f"{where} is nested deeper than {MAX_DEPTH}")
+        if _deeper(characters, MAX_DEPTH):
+            raise CheckpointError(f"{where} nests brackets deeper than {MAX_DEPTH}, or they do not match")
         return json.loads(characters, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is no JSON: {str(error)[:200]}") from error
@@ -160,6 +158,14 @@ def _table(header: dict[str, Any], body: int) -> dict[str, Stored]:
             f"its tensors do not fill the {body} bytes behind the header: it is cut or damaged"
         )
     return found
+
+
+def _deeper(characters: str, depth: int) -> bool:
+    """Whether brackets nest deeper, or do not match: as many times as they may, the innermost are removed."""
+    brackets = _NO_BRACKETS.sub("", characters)
+    for _ in range(depth):
+        brackets = brackets and _INNERMOST.sub("", brackets)
+    return bool(brackets)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
