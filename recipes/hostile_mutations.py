@@ -167,7 +167,7 @@ HEADER: dict[str, Mutation] = {
 NAMES = [
     "../../etc/passwd", "/etc/passwd", "__class__", "__init__", "forward", "_modules", "_parameters",
     "graph", "training", "", ".", "..", "a..b", CODE, f'x"); {CODE}; ("', f"x\n{CODE}\n", "self", "lambda",
-    "None", "inf", "a" * 5000, "\0", "é", "torch", "os.system", "builtins.eval", "builtins.exec", "torch.load",
+    "None", "inf", "a" * 5000, "\0", "é", "os.system", "builtins.eval", "builtins.exec", "torch.load",
     "pickle.loads", "builtins.getattr", "__reduce__", "__globals__", "__subclasses__", "share_memory_",
     "torch.ops.load_library", "operator.attrgetter", "builtins.__import__", "subprocess.run", "apply_",
     "map_", "data_ptr", "numpy",

@@ -101,7 +101,7 @@ def contents(net: Network) -> tuple[Header, dict[str, Tensor]]:
     entries, tied = _entries(net, held)
     header = Header(
         kind="snn" if spiking else "qann",
-        name=type(net).__name__,
+        name=_name(net),
         versions={
             "pmsm": pmsm.__version__,
             "torch": str(torch.__version__),
@@ -117,6 +117,11 @@ def contents(net: Network) -> tuple[Header, dict[str, Tensor]]:
     )
     # Clones, because safetensors refuses memory that two names share.
     return header, {name: held[name].detach().cpu().contiguous().clone() for name in entries}
+
+
+def _name(net: Network) -> str:
+    name = str(net.meta.get("name", ""))
+    return name if name.isidentifier() else "Network"
 
 
 def _described(net: Network) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -280,7 +285,7 @@ def _fill(network: Network, header: Header, values: dict[str, Tensor], shells: d
 def _check(network: Network, header: Header) -> None:
     """What the values decide: finite weights, positive thresholds, sites as the header tells them."""
     refuse_bad_weights(network, CheckpointError)
-    network.meta.update(_run(header))
+    network.meta.update(_run(header), name=header.name)
     kind = Neuron if header.kind == "snn" else Quantizer
     found = list(standing(network))
     if not found or not all(isinstance(site, kind) for _, site in found):
