@@ -132,9 +132,10 @@ def told(row: dict[str, Any]) -> str:
     if "refused" in row:
         return f"{row['name']:38s} does not convert"
     different = [form for form, equal in row["equal"].items() if not equal]
+    found = f"DIFFERENT: {different}" if different else "equal"
     return (
-        f"{row['name']:38s} {'equal' if not different else f'DIFFERENT: {different}'} {row['bytes']:12,d} bytes, "
-        f"header {row['header_bytes']:9,d}, save {row['save_s']} s, load {row['load_s']} s"
+        f"{row['name']:38s} {found} {row['bytes']:12,d} bytes, header {row['header_bytes']:9,d}, "
+        f"save {row['save_s']} s, load {row['load_s']} s"
     )
 
 

@@ -277,6 +277,8 @@ def _fill(network: Network, header: Header, values: dict[str, Tensor], shells: d
         network.load_state_dict({name: whole[name] for name in whole if name in state}, assign=True)
     except RuntimeError as error:  # torch's, for tensors that a module refuses
         raise CheckpointError(f"its tensors do not fit: {error}") from error
+    for name, entry in header.tensors.items():  # torch has kept what it found in the empty ones
+        whole[name].requires_grad_(entry["requires_grad"])
     for name in whole.keys() - state:
         owner, _, leaf = name.rpartition(".")
         network.get_submodule(owner)._buffers[leaf] = whole[name]
