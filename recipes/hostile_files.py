@@ -33,8 +33,8 @@ import pmsm
 from pmsm.errors import PMSMError
 from pmsm.study.demo import environment
 
-ALLOCATION_BYTES = 50 * 2**23 + 2**24
-"""What a process may map beyond what it had: 50 times the largest header, and the file."""
+ALLOCATION_BYTES = 2**29
+"""What a process may map beyond what it had; the tensors of the sound files are a few kilobytes."""
 LIMIT_S = 20
 """On two busy cores; the largest header that is read takes 5 s there, a network 20 ms."""
 GOOD = {"refused", "identical", "another network"}

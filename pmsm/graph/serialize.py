@@ -19,7 +19,8 @@ from pmsm.graph.network import Network, Node, finish
 from pmsm.graph.values import DTYPES, decoded, encoded, record, sizes
 from pmsm.graph.vocabulary import Vocabulary, public_name
 
-MAX_NODES = 100_000
+MAX_NODES = 10_000
+"""Calls of a graph; the largest network of the zoo makes 1,896."""
 _OPS = ("placeholder", "get_attr", "call_module", "call_method", "call_function", "output")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ +:-]*")
 _WRAPPED = (additive_mask, causal_mask, len)
@@ -59,8 +60,7 @@ def rebuilt(
     Raises:
         CheckpointError: an unknown name, key or value, a node that reads one behind it, two nodes of a name.
     """
-    if len(entries) > MAX_NODES:
-        raise CheckpointError(f"the graph has {len(entries)} nodes; at most {MAX_NODES} are read")
+    check_count(entries)
     graph, nodes = fx.Graph(), {}
     for position, entry in enumerate(entries):
         node = _rebuilt(graph, entry, f"node {position}", nodes, words, root)
@@ -74,6 +74,16 @@ def rebuilt(
         owner, _, leaf = path.rpartition(".")
         network.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
     return network.eval()
+
+
+def check_count(entries: list[Any]) -> None:
+    """Refuse a graph whose nodes would take too much memory.
+
+    Raises:
+        CheckpointError: more than `MAX_NODES`.
+    """
+    if len(entries) > MAX_NODES:
+        raise CheckpointError(f"the graph has {len(entries)} nodes; at most {MAX_NODES} are read")
 
 
 def check_path(path: Any, where: str) -> str:

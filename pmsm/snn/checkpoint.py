@@ -60,8 +60,8 @@ def load(path: str | Path) -> Network:
     """The network in a file that `save` wrote, in evaluation mode, on the CPU.
 
     Its outputs are bit for bit those of the network that was saved, on the same machine and version of torch.
-    Memory: the tensors, and at most 50 times the header, which has at most 8 MiB; every size is compared
-    with the file's length before anything is allocated.
+    Memory: the tensors, and at most 512 MiB beside them; every size is compared with the file's length
+    before anything is allocated.
 
     Raises:
         CheckpointError: truncated, changed, of another format or version, or anything that this version does
@@ -198,6 +198,7 @@ def _built(header: Header) -> tuple[Network, dict[str, Tensor]]:
     """The network without values, and its empty tensors by name."""
     entries = header.tensors | {name: header.tensors[other] for name, other in header.tied.items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    _refuse_idle(header)
     root, owned = nn.Module(), set()
     for path, entry in sorted(header.modules.items()):
         module = parts.built(entry, serialize.check_path(path, "a module"), shapes)
@@ -208,11 +209,18 @@ def _built(header: Header) -> tuple[Network, dict[str, Tensor]]:
         _hang(root, name, _as_role(tensor, entries[name]))
     unsaved = frozenset(name for name, entry in entries.items() if entry["role"] == ROLES[2])
     network = serialize.rebuilt(header.nodes, root, header.name, parts.WORDS, unsaved)
-    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
     read = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
-    if idle := sorted((header.modules.keys() - called) | (entries.keys() - owned - read)):
-        raise CheckpointError(f"no call in its graph uses {', '.join(map(repr, idle[:4]))}")
+    if idle := sorted(entries.keys() - owned - read):
+        raise CheckpointError(f"no call in its graph reads {', '.join(map(repr, idle[:4]))}")
     return network, dict(_empty(network, entries))
+
+
+def _refuse_idle(header: Header) -> None:
+    """Before anything is made: as many modules as are called, and no more nodes than are read."""
+    serialize.check_count(header.nodes)
+    called = {node.get("target") for node in header.nodes if node.get("op") == "call_module"}
+    if idle := sorted(header.modules.keys() - called):
+        raise CheckpointError(f"no call in its graph uses {', '.join(map(repr, idle[:4]))}")
 
 
 def _hang(root: nn.Module, path: str, part: Any) -> None:
@@ -270,18 +278,17 @@ def _read(path: str | Path, header: Header) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fill(network: Network, header: Header, values: dict[str, Tensor], shells: dict[str, Tensor]) -> None:
-    """Give every name its tensor, tied names the same one; quantizers read their bounds again."""
-    whole = {name: values[header.tied.get(name, name)] for name in shells}
-    state = network.state_dict().keys()
-    try:
-        network.load_state_dict({name: whole[name] for name in whole if name in state}, assign=True)
-    except RuntimeError as error:  # torch's, for tensors that a module refuses
-        raise CheckpointError(f"its tensors do not fit: {error}") from error
-    for name, entry in header.tensors.items():  # torch has kept what it found in the empty ones
-        whole[name].requires_grad_(entry["requires_grad"])
-    for name in whole.keys() - state:
-        owner, _, leaf = name.rpartition(".")
-        network.get_submodule(owner)._buffers[leaf] = whole[name]
+    """Give every name its tensor, tied names the same one; then quantizers check and read their bounds."""
+    for name in shells:
+        owner_path, _, leaf = name.rpartition(".")
+        owner = network.get_submodule(owner_path)
+        held: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+        held[leaf] = values[header.tied.get(name, name)]
+    for quantizer in (module for module in network.modules() if isinstance(module, Quantizer)):
+        try:
+            quantizer.load_state_dict(quantizer.state_dict())
+        except RuntimeError as error:  # torch's, for tensors that a module refuses
+            raise CheckpointError(f"the site {quantizer.site.name!r} refuses its tensors: {error}") from error
 
 
 def _check(network: Network, header: Header) -> None:

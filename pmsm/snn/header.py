@@ -86,6 +86,8 @@ def _check_header(header: Header, table: dict[str, container.Stored]) -> None:
     for key, value in header.versions.items():
         if not isinstance(value, str):
             raise CheckpointError(f"the version of {key[:40]!r} is no text")
+    if not all(isinstance(node, dict) for node in header.nodes):
+        raise CheckpointError("its graph holds something that is no object")
     if header.kind not in ("qann", "snn") or not header.name.isidentifier():
         raise CheckpointError(f"it is a {header.kind[:40]!r} called {header.name[:40]!r}")
     missing, extra = (

@@ -305,6 +305,13 @@ def changed(path: Path, change) -> None:
     path.write_bytes(HOSTILE["signed"](path.read_bytes(), change))
 
 
+def call_instead(description, op: str, target: str, *arguments: str) -> None:
+    """Let the first call be another."""
+    description["modules"].pop("features.0")
+    description["nodes"][1].update(op=op, target=target)
+    description["nodes"][1]["args"] += arguments
+
+
 def test_one_changed_bit_of_the_weights_is_told_by_the_name_of_its_tensor(saved):
     _, _, path = saved
     data = bytearray(path.read_bytes())
@@ -319,8 +326,10 @@ def test_one_changed_bit_of_the_weights_is_told_by_the_name_of_its_tensor(saved)
     [
         (lambda d: d.pop("sites"), "the description lacks 'sites'"),
         (lambda d: d.update(hooks=[]), "holds the unknown 'hooks'"),
-        (lambda d: d["nodes"][1].update(target="os.system", op="call_function"), "'os.system'.*not know"),
-        (lambda d: d["nodes"][1].update(target="__reduce__", op="call_method"), "'__reduce__'.*not know"),
+        (lambda d: call_instead(d, "call_function", "os.system"), "'os.system'.*not know"),
+        (lambda d: call_instead(d, "call_function", "builtins.eval"), "'builtins.eval'.*not know"),
+        (lambda d: call_instead(d, "call_method", "__reduce__"), "'__reduce__'.*not know"),
+        (lambda d: call_instead(d, "call_function", "builtins.getattr", "__class__"), "no file may read"),
         (lambda d: d["nodes"].append(d["nodes"].pop(1)), "is no node in front of it"),
         (lambda d: d["nodes"][1].update(name="import os"), "no name at all"),
         (lambda d: d["modules"]["features.0"].update({"class": "os.system"}), "'os.system'.*does not know"),
