@@ -38,9 +38,10 @@ def described(network: Network, words: Vocabulary) -> list[dict[str, Any]]:
     call; `makes`, shape and dtype of its result for the example, or null.
 
     Raises:
-        CheckpointError: calls that the vocabulary has no name for, all of them, or an argument that has no
-            form in JSON.
+        CheckpointError: calls that the vocabulary has no name for, all of them, an argument that has no form
+            in JSON, or too many nodes.
     """
+    check_count(list(network.graph.nodes))
     unknown = {_called(node): node.name for node in network.graph.nodes if _target(node, words) is None}
     if unknown:
         calls = ", ".join(f"{call} at {name!r}" for call, name in unknown.items())
@@ -83,7 +84,7 @@ def check_count(entries: list[Any]) -> None:
         CheckpointError: more than `MAX_NODES`.
     """
     if len(entries) > MAX_NODES:
-        raise CheckpointError(f"the graph has {len(entries)} nodes; at most {MAX_NODES} are read")
+        raise CheckpointError(f"the graph has {len(entries)} nodes, and a file holds at most {MAX_NODES}")
 
 
 def check_path(path: Any, where: str) -> str:

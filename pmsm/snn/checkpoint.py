@@ -273,7 +273,8 @@ def _read(path: str | Path, header: Header) -> Iterator[tuple[str, Tensor]]:
         if container.digest(tensor) != entry["sha256"]:
             raise CheckpointError(f"the tensor {name!r} was changed: its hash is not the one in the header")
         if entry["strides"] is not None and tuple(entry["strides"]) != tensor.stride():
-            tensor = torch.empty_strided(tensor.shape, entry["strides"], dtype=tensor.dtype).copy_(tensor)
+            shaped = torch.empty_strided(tensor.shape, entry["strides"], dtype=tensor.dtype, device="cpu")
+            tensor = shaped.copy_(tensor)
         yield name, _as_role(tensor, entry)
 
 

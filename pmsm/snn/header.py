@@ -11,6 +11,7 @@ from pmsm.errors import CheckpointError
 from pmsm.graph import Network, serialize
 from pmsm.graph.values import DTYPES, record
 from pmsm.graph.values import sizes as shape_in
+from pmsm.methods import METHODS
 from pmsm.methods.base import Quantizer
 from pmsm.methods.neuron import Neuron
 from pmsm.snn import container, sites
@@ -116,11 +117,14 @@ def _check_header(header: Header, table: dict[str, container.Stored]) -> None:
 
 
 def sites_of(net: Network) -> list[dict[str, Any]]:
-    """Method and codes of each site; a neuron knows its method by the note that `convert` left."""
+    """Method and codes of each site; a neuron knows its method by the note that `convert` left, and needs it
+    no more: one that is not in `METHODS` is null.
+    """
     found = []
     for node, site in standing(net):
         method = site.method if isinstance(site, Quantizer) else node.meta.get("method")
-        entry = None if method is None else sites.described_method(method)
+        known = isinstance(site, Quantizer) or type(method) in METHODS.values()
+        entry = sites.described_method(method) if known else None
         found.append({"name": str(node.target), "method": entry, "codes": [site.quant_min, site.quant_max]})
     return found
 
