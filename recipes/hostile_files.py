@@ -35,6 +35,7 @@ from pmsm.study.demo import environment
 
 ALLOCATION_BYTES = 2**29
 """What a process may map beyond what it had; the tensors of the sound files are a few kilobytes."""
+HOSTILE = "hostile"  # name of the mutated file, beside the sound ones
 LIMIT_S = 20
 """On two busy cores; the largest header that is read takes 5 s there, a network 20 ms."""
 GOOD = {"refused", "identical", "another network"}
@@ -148,7 +149,7 @@ def reader(connection: Any, name: str, folder: Path) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
     kind, sound = KINDS[name], {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.iterdir() if path.name != HOSTILE):
         sound[path.name] = kind.read(path)  # imports what is imported late, so that no limit meets it
         kind.same(sound[path.name], sound[path.name])
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -215,7 +216,7 @@ def row(name: str, count: int, seed: int) -> dict[str, Any]:
         sound, read = {path.name: path.read_bytes() for path in kind.sound(folder)}, Reader(name, folder)
         for i in range(count):
             mutation, origin = rng.choice(list(kind.mutations)), rng.choice(list(sound))
-            path = folder / "hostile"
+            path = folder / HOSTILE
             path.write_bytes(kind.mutations[mutation](sound[origin], rng))
             result = read(mutation, path, origin)
             tally[mutation, result.partition(" {")[0] if result in GOOD else "BAD"] += 1

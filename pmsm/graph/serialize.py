@@ -159,7 +159,8 @@ def _rebuilt(
     target = _looked_up(op, entry["target"], where, words, root)
     args = tuple(decoded(part, where, nodes) for part in entry["args"])
     kwargs = {key: decoded(part, where, nodes) for key, part in entry["kwargs"].items()}
-    if target is getattr and (len(args) != 2 or args[1] not in words.attributes or kwargs):
+    attribute = args[1] if len(args) == 2 and isinstance(args[1], str) and not kwargs else ""
+    if target is getattr and attribute not in words.attributes:
         raise CheckpointError(f"{where} reads an attribute that no file may read")
     if op == "call_method" and not (args and isinstance(args[0], Node)):
         raise CheckpointError(f"{where} calls a method of nothing")

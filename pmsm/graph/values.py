@@ -140,6 +140,11 @@ def sizes(entry: Any, where: str) -> tuple[int, ...]:
     return tuple(entry)
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text may be shown: a short line without anything that a terminal would obey."""
+    return len(text) <= 200 and text.isprintable() and "`" not in text
+
+
 def _float(content: Any, _: Callable[[Any], Any]) -> float:
     return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content]
 

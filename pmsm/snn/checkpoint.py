@@ -218,7 +218,7 @@ def _built(header: Header) -> tuple[Network, dict[str, Tensor]]:
 def _refuse_idle(header: Header) -> None:
     """Before anything is made: as many modules as are called, and no more nodes than are read."""
     serialize.check_count(header.nodes)
-    called = {node.get("target") for node in header.nodes if node.get("op") == "call_module"}
+    called = {str(node.get("target")) for node in header.nodes if node.get("op") == "call_module"}
     if idle := sorted(header.modules.keys() - called):
         raise CheckpointError(f"no call in its graph uses {', '.join(map(repr, idle[:4]))}")
 

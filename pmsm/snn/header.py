@@ -9,7 +9,7 @@ import pmsm
 from pmsm import graph
 from pmsm.errors import CheckpointError
 from pmsm.graph import Network, serialize
-from pmsm.graph.values import DTYPES, record
+from pmsm.graph.values import DTYPES, is_plain, record
 from pmsm.graph.values import sizes as shape_in
 from pmsm.methods import METHODS
 from pmsm.methods.base import Quantizer
@@ -85,8 +85,8 @@ _OBJECTS = ("versions", "run", "modules", "tensors", "tied")
 def _check_header(header: Header, table: dict[str, container.Stored]) -> None:
     """Compare what the description says of the tensors with the table of the body."""
     for key, value in header.versions.items():
-        if not isinstance(value, str):
-            raise CheckpointError(f"the version of {key[:40]!r} is no text")
+        if not isinstance(value, str) or not is_plain(key + value):
+            raise CheckpointError(f"the version of {key[:40]!r} is no plain text")
     if not all(isinstance(node, dict) for node in header.nodes):
         raise CheckpointError("its graph holds something that is no object")
     if header.kind not in ("qann", "snn") or not header.name.isidentifier():

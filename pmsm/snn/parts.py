@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmsm import graph
 from pmsm.errors import CheckpointError
-from pmsm.graph.values import decoded, encoded, record
+from pmsm.graph.values import decoded, encoded, is_plain, record
 from pmsm.graph.vocabulary import Vocabulary, public_name
 from pmsm.methods.base import MAX_LEVELS, Quantizer
 from pmsm.methods.neuron import Neuron, TrackingNeuron
@@ -216,6 +216,8 @@ def _make_unary(entry: Any, path: str, shapes: Shapes) -> nn.Module:
 
 def _make_training_only(entry: Any, path: str, shapes: Shapes) -> nn.Module:
     record(entry, f"module {path!r}", **{"class": str, "held": str})
+    if not is_plain(entry["held"]):
+        raise CheckpointError(f"module {path!r} held {entry['held'][:80]!r}, which is no name of a class")
     return graph.TrainingOnly(Absent(entry["held"]))
 
 
