@@ -170,7 +170,7 @@ NAMES = [
     "None", "inf", "a" * 5000, "\0", "é", "os.system", "builtins.eval", "builtins.exec", "torch.load",
     "pickle.loads", "builtins.getattr", "__reduce__", "__globals__", "__subclasses__", "share_memory_",
     "torch.ops.load_library", "operator.attrgetter", "builtins.__import__", "subprocess.run", "apply_",
-    "map_", "data_ptr", "numpy",
+    "map_", "data_ptr", "numpy", "\ud800", "\x1b[2J",
 ]  # fmt: skip
 HOSTILE: list[Callable[[], Any]] = [
     lambda: None, lambda: True, lambda: -1, lambda: 0, lambda: 2**31, lambda: 2**63, lambda: 2**200,

@@ -130,7 +130,7 @@ def read_tensors(path: str | Path, names: Iterable[str]) -> Iterator[tuple[str, 
 def digest(data: Tensor | str) -> str:
     """SHA-256 of a text, or of the bytes of a tensor in the order of its indices."""
     if isinstance(data, str):
-        return hashlib.sha256(data.encode()).hexdigest()
+        return hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
     flat = data.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 

@@ -97,6 +97,14 @@ def _check_header(header: Header, table: dict[str, container.Stored]) -> None:
     )
     if missing or extra:
         raise CheckpointError(f"it lacks the tensors {missing[:4]} and holds {extra[:4]} beside them")
+    _check_tensors(header, table)
+    for name, other in header.tied.items():
+        serialize.check_path(name, "a tied tensor")
+        if name in header.tensors or not isinstance(other, str) or other not in header.tensors:
+            raise CheckpointError(f"{name!r} is tied to {str(other)[:80]!r}, which is no tensor of the file")
+
+
+def _check_tensors(header: Header, table: dict[str, container.Stored]) -> None:
     for name, entry in header.tensors.items():
         where = f"the tensor {serialize.check_path(name, 'a tensor')!r}"
         record(entry, where, role=str, dtype=str, shape=list, strides=(list, type(None)), requires_grad=bool,
@@ -110,10 +118,6 @@ def _check_header(header: Header, table: dict[str, container.Stored]) -> None:
             raise CheckpointError(f"{where} cannot have a gradient")
         if entry["strides"] is not None and not is_dense(shape, shape_in(entry["strides"], where)):
             raise CheckpointError(f"{where} has the strides {entry['strides']}, which leave holes")
-    for name, other in header.tied.items():
-        serialize.check_path(name, "a tied tensor")
-        if name in header.tensors or not isinstance(other, str) or other not in header.tensors:
-            raise CheckpointError(f"{name!r} is tied to {str(other)[:80]!r}, which is no tensor of the file")
 
 
 def sites_of(net: Network) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ def test_a_description_that_lies_is_refused_by_name(path, change, why):
         ({"format": "pt"}, "format is 'pt', not 'pmsm-network'"),
         ({"format_version": "2"}, "version '2' of the format.*reads 1"),
         ({"extra": ""}, "holds the unknown 'extra'"),
+        ({"network": "\ud800"}, "'network_sha256' is the hash of another text"),
         ({"network_sha256": "0"}, "'network_sha256' is the hash of another text"),
     ],
 )
