@@ -139,7 +139,15 @@ def test_several_inputs_tied_weights_and_unsaved_buffers_come_back(tmp_path):
     again = assert_comes_back(qann, x, tmp_path / "net")
     assert again.get_submodule("first").weight is again.get_submodule("second").weight
     assert again.state_dict().keys() == qann.state_dict().keys()
-    assert [n for n, _ in again.named_buffers()] == [n for n, _ in again.named_buffers()]
+    assert {n for n, _ in again.named_buffers()} == {n for n, _ in qann.named_buffers()}
+    assert pmsm.verify(again, pmsm.convert(qann), [x]).exact
+
+
+def test_a_loaded_network_is_measured_as_the_one_that_was_saved(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    snn = pmsm.convert(calibrated(VisionTransformer(8, 4, 16, 1, 2, 5), x))
+    again = assert_comes_back(snn, x, tmp_path / "net")
+    assert str(pmsm.measure(again, x)) == str(pmsm.measure(snn, x))
 
 
 @pytest.mark.parametrize("arguments", [{"unroll": True}, {"fold": True}, {"skip": ["classifier.0"]}], ids=str)
