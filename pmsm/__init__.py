@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pmsm.methods import METHODS, PMSM, QCFS
     from pmsm.qann.calibrate import calibrate, kept
     from pmsm.qann.quantize import clipped, quantize
+    from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
     from pmsm.snn.run import Run
     from pmsm.snn.running import running
@@ -24,13 +25,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "calibrate", "clipped",
-    "convert", "evaluate", "explain", "kept", "measure", "quantize", "running", "simulate", "train", "verify",
+    "convert", "evaluate", "explain", "kept", "load", "measure", "quantize", "running", "save", "simulate",
+    "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
     "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
+    "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
     "evaluate": "ann.evaluate", "train": "ann.train", "explain": "study.explain",
     "measure": "study.energy.measure", "Measurement": "study.energy.measurement",

@@ -1,6 +1,6 @@
 """The command line: one command per verb, thin; torch is loaded only when a command needs it."""
 
-from pmsm.cli import demo, explain, train, runs  # noqa: F401, I001 -- registered in this order, that of --help
+from pmsm.cli import demo, explain, train, runs, show  # noqa: F401, I001 -- registered in this order, that of --help
 from pmsm.cli.app import app
 
 

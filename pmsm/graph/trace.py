@@ -61,6 +61,7 @@ def trace(network: nn.Module, example: Any = None, leaves: Iterable[type[nn.Modu
     except Exception as error:
         raise TraceError(_untraceable(network, error)) from error
     traced = fx.GraphModule(network, graph, type(network).__name__)
+    traced.meta["name"] = type(network).__name__  # a copy of the network forgets the name of its class
     wanted = _output(network, example) if example is not None else None
     _keep_keys(network, traced)
     _keep_training(network, traced, tracer.training_only)

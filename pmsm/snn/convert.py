@@ -109,6 +109,7 @@ def convert(
         if graph.is_module(snn, node, (Quantizer,)):
             quantizer: Any = graph.module_of(snn, node)
             snn.set_submodule(str(node.target), quantizer.neuron(mode, burst))
+            node.meta["method"] = getattr(quantizer, "method", None)  # whose neuron it is
             continue
         rule = rule_for(snn, node, signals, rules) or STATIC  # none: skipped by name
         if not isinstance(rule, Rule):
