@@ -23,8 +23,8 @@ class PMSM(Method):
     Args:
         levels: number of codes per site, at least 2; 5, 9, 17 and 33 are the usual choices.
         split: how the codes are shared out below and above zero.
-            "entropy": by the entropy rule, from the signal that the float network transmits: behind ReLU
-            there is nothing below zero, elsewhere the split with the best criterion wins.
+            "entropy": by the bits that are kept of the signal that the float network transmits: behind ReLU
+            there is nothing below zero, elsewhere the split with the best criterion of calibration wins.
             "rectified", "leaky", "symmetric": no codes below zero, about one for every three above, as many
             as above. The last two replace ReLU by the signed quantizer, so that the negative values behind
             BatchNorm survive; the network must then be trained. A pair (quant_min, quant_max) sets the split

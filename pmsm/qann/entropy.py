@@ -2,12 +2,13 @@
 
 A code is a deterministic function of the signal, so I(X; code) = H(code): the entropy of the code is the
 information that a site passes on. Entropy alone does not rank quantizers, for a badly clipped one can have
-the most; the criterion
+the most. What a linear reader, the next layer, gets out of the code are the effective bits
 
-    J(scale) = H(code) - 1/2 log2(MSE / variance)                                          [bits]
+    B(scale) = - 1/2 log2(MSE / variance)        [bits], the criterion of rule "mse", the default;
+    J(scale) = H(code) + B(scale)                [bits], that of rule "entropy".
 
-adds the bits that the reconstruction is worth. Formulas of this project, after the idea of arXiv:2508.14520.
-The other rules (`mse`, `percentile`, `kl`) choose on the same distribution with the same search.
+Formulas of this project, after the idea of arXiv:2508.14520. Rules "percentile" and "kl" choose on the same
+distribution with the same search. docs/theory.md says why "mse" is the default.
 """
 
 import math
@@ -256,7 +257,7 @@ RULES: dict[str, Callable[[Distribution, Tensor, int, int], Tensor]] = {
 """Rule -> criterion to be maximized: (distribution, steps [C, S], quant_min, quant_max) -> [C, S]."""
 
 
-def choose(signal: Distribution, splits: list[tuple[int, int]], rule: str = "entropy") -> Start:
+def choose(signal: Distribution, splits: list[tuple[int, int]], rule: str = "mse") -> Start:
     """The step, and the split among `splits`, that maximize the criterion of `rule`.
 
     Args:
