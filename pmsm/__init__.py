@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from pmsm.ann.evaluate import evaluate
     from pmsm.ann.train import train
     from pmsm.methods import METHODS, PMSM, QCFS
-    from pmsm.qann.calibrate import calibrate, kept
+    from pmsm.qann.calibrate import calibrate
+    from pmsm.qann.kept import kept
     from pmsm.qann.quantize import clipped, quantize
     from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
@@ -31,7 +32,7 @@ __all__ = [
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
-    "calibrate": "qann.calibrate", "kept": "qann.calibrate", "clipped": "qann.quantize",
+    "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",

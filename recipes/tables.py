@@ -112,9 +112,9 @@ def rules_table(runs: list[dict]) -> str:
     parts = [
         f"""## Calibration rules, without training
 
-`recipes/calibration_rules.py`: pretrained CIFAR-10 networks, calibrated on {first["calibrated_on"]:,} training
-pictures, one step and one initial potential per channel, {first["images"]:,} test pictures. Accuracy in % at each
-T, and in parentheses the limit, that of the clipped, unquantized network. `mse` is the default.
+`recipes/calibration_rules.py`: pretrained CIFAR-10 networks, calibrated on {first["calibrated_on"]:,}
+training pictures, one step and one initial potential per channel, {first["images"]:,} test pictures. Accuracy
+in % at each T, and in parentheses the limit, that of the clipped, unquantized network. `mse` is the default.
 """
     ]
     for network in dict.fromkeys(run["network"] for run in runs):

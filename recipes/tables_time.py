@@ -48,9 +48,9 @@ def early_exit_table() -> Iterable[str]:
     ]
     table = [
         [
-            str(row["levels"]), f"{row['float_accuracy']:.2f}", f"{mean(row['at_t1']):.2f}",
+            str(row["levels"]), f"{row['float_accuracy']:.2f}", f"{row['at_t1']:.2f}",
             f"{row['full']['accuracy']:.2f}", f"{row['early']['accuracy']:.2f}",
-            f"{row['early']['mean_timesteps']:.2f}", " / ".join(f"{u:g}" for u in row["until"]),
+            f"{row['early']['mean_timesteps']:.2f}", " / ".join(f"{u:g}" for u in sorted(set(row["until"]))),
             f"{row['full']['spikes_per_neuron']:.2f} / {row['early']['spikes_per_neuron']:.2f}",
         ]
         for row in found
@@ -58,7 +58,8 @@ def early_exit_table() -> Iterable[str]:
     yield f"""## Stopping when sure
 
 `recipes/early_exit.py`: pretrained ResNet-20 on CIFAR-10, calibrated only, {found[0]["images"]:,} test
-images, accuracy in %. Each half of the pictures stops at the confidence that the other half chose.
+images, accuracy in %. Each tenth of the pictures stops at the confidence that the other nine chose,
+the smallest that costs them at most 0.1 pp.
 
 {markdown(head, table)}"""
 

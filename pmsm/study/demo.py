@@ -26,7 +26,8 @@ from pmsm.errors import PMSMError
 from pmsm.files import write_atomic
 from pmsm.graph import Network
 from pmsm.methods import PMSM, QCFS, Method
-from pmsm.qann.calibrate import Kept, calibrate, kept
+from pmsm.qann.calibrate import calibrate
+from pmsm.qann.kept import Kept, kept
 from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.simulate import simulate

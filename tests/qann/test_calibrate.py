@@ -13,8 +13,9 @@ from pmsm.errors import CalibrationError, ConversionError
 from pmsm.graph import Network
 from pmsm.methods import PMSM, QCFS
 from pmsm.methods.base import Quantizer
-from pmsm.qann.calibrate import calibrate, kept
+from pmsm.qann.calibrate import calibrate
 from pmsm.qann.entropy import RULES
+from pmsm.qann.kept import kept
 from pmsm.qann.quantize import clipped, quantize
 
 
