@@ -1,4 +1,4 @@
-"""Accuracy against cost: what is measured is filled, what is published is hollow, and nothing hides in silence."""
+"""Accuracy against cost: measured points are filled, published ones hollow, and nothing hides in silence."""
 
 import re
 from xml.etree import ElementTree
