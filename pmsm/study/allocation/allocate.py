@@ -31,6 +31,7 @@ LEVELS = (3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 21, 25, 33)
 CRITERIA = ("output", "entropy")
 ROUNDS = 2
 """Passes over the sites that trade error against cost; one more spends what is left."""
+_ROUNDING = 1e-9  # of sums in another order: a budget that equal levels just keep is kept
 ATTEMPTS = 4
 """How often the search is repeated with less, where calibration in the end costs more than predicted."""
 
@@ -126,12 +127,12 @@ class _Search:
     def run(self, budget: float) -> tuple[Network, Allocation]:
         """Search, calibrate, and search with less as long as the result costs too much."""
         self._refuse_too_little(budget)
-        target = budget
+        target = budget * (1 + _ROUNDING)
         for _ in range(ATTEMPTS):
             choice = self._choice(target - self.fixed)
             network = self.calibrate(with_levels(self.qann, choice), self.data)
             spent = self._spent(network, choice)
-            if spent <= budget:
+            if spent <= budget * (1 + _ROUNDING):
                 return network, self._plan(choice, budget, spent)
             target = self.fixed + (target - self.fixed) * 0.995 * (budget - self.fixed) / (spent - self.fixed)
         raise SettingsError(
