@@ -18,7 +18,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a run: of `pmsm train` or `pmsm calibrate`.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run: of `pmsm train`, `pmsm calibrate`, ...")]
 Model = Annotated[
     str, typer.Option(help="small, timm:<name>, torchvision:<name>, or <module>:<function that makes it>.")
 ]

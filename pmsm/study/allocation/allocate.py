@@ -23,17 +23,17 @@ from pmsm.study.allocation.curves import (
     with_levels,
 )
 from pmsm.study.allocation.plan import UNITS, Allocation, Allotted, Uniform
-from pmsm.study.allocation.search import Choice, choose, refine, total
+from pmsm.study.allocation.search import Choice, choose, total
 from pmsm.study.energy.measure import measure
 from pmsm.study.energy.technology import TECHNOLOGIES, Technology, chosen
 
 LEVELS = (3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 21, 25, 33)
 CRITERIA = ("output", "entropy")
-ROUNDS = 2
-"""Passes over the sites that trade error against cost; one more spends what is left."""
 _ROUNDING = 1e-9  # of sums in another order: a budget that equal levels just keep is kept
-ATTEMPTS = 4
-"""How often the search is repeated with less, where calibration in the end costs more than predicted."""
+ATTEMPTS, UNUSED = 4, 0.01
+"""How often the search is repeated, where calibration in the end costs more than predicted, or leaves more
+than this share of the budget.
+"""
 
 
 def allocate(
@@ -52,12 +52,12 @@ def allocate(
 ) -> tuple[Network, Allocation]:
     """Choose the levels of every site under one budget, at T=1.
 
-    "output" minimizes the squared error at the network's output. A first choice takes the errors of the sites
-    to add up, each worth its effective bits: error_s(L) = error_s(L0) * 4^(b_s(L0) - b_s(L)), measured once
-    per site with all other sites float, at a number of levels L0 near the budget. From there, or from uniform
-    levels if they are better, one site after the other goes up or down where that lowers the measured error
-    of the whole network. "entropy" maximizes the sum of the entropies of the codes: the information that the
-    sites keep, each taken by itself.
+    "output" minimizes the squared error at the network's output, taken to be the sum of what the sites cause,
+    each worth its effective bits b: error_s(L) = g_s * 4^-b_s(L). The sensitivity g_s is measured, site by
+    site with all others float, as the geometric mean over the three uniform levels nearest to the budget.
+    Where the error of the whole network is then not below that of the most uniform levels that the budget
+    allows, these are the answer. "entropy" maximizes the sum of the entropies of the codes: the information
+    that the sites keep, each taken by itself; measured, it is worse than equal levels (docs/results.md).
 
     Args:
         qann: from `quantize`, calibrated or not; left alone. Steps that training has learned are given up.
@@ -117,59 +117,69 @@ class _Search:
         self.levels, self.calibrate = levels, calibrate
         self.technology: Technology = chosen(TECHNOLOGIES, technology, Technology)
         count = len(quantizers(qann))
-        self.done, self.steps, self.progress = 0, len(levels) * 2 + count * (2 + ROUNDS), progress
+        self.done, self.steps, self.progress = 0, len(levels) * 2 + count, progress
         self.found = candidates(qann, data, levels, self.technology, calibrate, self._tick)
         self.cost = _costs(self.found, unit)
         self.fixed = self.found.fixed_pj if unit == "budget_pj" else 0.0
         self.output = Output(qann, data, self.found, samples)
         self.uniform = [self._uniform(level) for level in levels]
+        self.least = self.fixed + sum(min(costs.values()) for costs in self.cost.values())
+        self.sensitivity: dict[str, float] = {}
 
     def run(self, budget: float) -> tuple[Network, Allocation]:
-        """Search, calibrate, and search with less as long as the result costs too much."""
+        """Search, calibrate, and search with more or less until the result costs what it may."""
         self._refuse_too_little(budget)
-        target = budget * (1 + _ROUNDING)
+        allowed = budget * (1 + _ROUNDING)
+        target, best, spent, last = allowed, None, math.inf, None
         for _ in range(ATTEMPTS):
             choice = self._choice(target - self.fixed)
+            if choice == last:
+                break
+            last = choice
             network = self.calibrate(with_levels(self.qann, choice), self.data)
             spent = self._spent(network, choice)
-            if spent <= budget * (1 + _ROUNDING):
-                return network, self._plan(choice, budget, spent)
-            target = self.fixed + (target - self.fixed) * 0.995 * (budget - self.fixed) / (spent - self.fixed)
-        raise SettingsError(
-            f"cannot keep a budget of {budget:,.6g} {UNITS[self.unit]}: calibrated, the network still needs "
-            f"{spent:,.6g}. Give a little more."  # pyright: ignore[reportPossiblyUnbound]
-        )
+            if spent <= allowed and (best is None or spent > best[1].cost):
+                best = network, self._plan(choice, budget, spent)
+            if allowed * (1 - UNUSED) <= spent <= allowed:
+                break
+            margin = 0.998 if spent > allowed else 1.0
+            target = self.fixed + (target - self.fixed) * margin * (allowed - self.fixed) / (
+                spent - self.fixed
+            )
+            if target < self.least:
+                break
+        if best is None:
+            raise SettingsError(
+                f"cannot keep a budget of {budget:,.6g} {UNITS[self.unit]}: calibrated, the network still "
+                f"needs {spent:,.6g}. Give a little more."
+            )
+        return best
 
     def _choice(self, budget: float) -> Choice:
         """The levels of every site, for a budget without the fixed part."""
-        sites = self.found.sites
         if self.criterion == "entropy":
+            sites = self.found.sites
             loss = {name: {n: -c.entropy_bits for n, c in each.items()} for name, each in sites.items()}
             return choose(loss, self.cost, budget)
         fitting = [u for u in self.uniform if u.cost - self.fixed <= budget]
-        near = fitting[-1].levels if fitting else self.levels[0]
-        loss: dict[str, dict[int, float]] = {}
-        for name, each in sites.items():
-            alone, at = self.output.error_of_one(name, near), each[near].effective_bits
-            loss[name] = {n: alone * 4.0 ** (at - c.effective_bits) for n, c in each.items()}
-            self._tick()
-        starts = [choose(loss, self.cost, budget), *(dict.fromkeys(sites, u.levels) for u in fitting[-1:])]
-        start = min(starts, key=self.output.error)
-        for price, rounds in (
-            (self._price_of_error(near), ROUNDS),
-            (0.0, 1),
-        ):  # trade, then spend what is left
-            start = refine(
-                start, self.output.error, self.cost, budget, price, rounds=rounds, moved=self._tick
-            )
-        return start
+        near = self.levels.index(fitting[-1].levels) if fitting else 0
+        found = choose(self._losses(near), self.cost, budget)
+        if fitting and self.output.error(found) >= fitting[-1].error:
+            return dict.fromkeys(found, fitting[-1].levels)
+        return found
 
-    def _price_of_error(self, near: int) -> float:
-        """Error per cost along the uniform levels, around `near`."""
-        at = self.levels.index(near)
-        low, high = self.uniform[max(at - 1, 0)], self.uniform[min(at + 1, len(self.uniform) - 1)]
-        more = high.cost - low.cost
-        return max((low.error - high.error) / more, 0.0) if more > 0 else 0.0
+    def _losses(self, near: int) -> dict[str, dict[int, float]]:
+        """Site -> levels -> predicted share of the error at the output."""
+        start = min(max(near - 1, 0), max(len(self.levels) - 3, 0))
+        measured = self.levels[start : start + 3]
+        losses = {}
+        for name, each in self.found.sites.items():
+            if name not in self.sensitivity:
+                found = [self.output.error_of_one(name, n) * 4.0 ** each[n].effective_bits for n in measured]
+                self.sensitivity[name] = math.exp(sum(math.log(max(g, 1e-30)) for g in found) / len(found))
+                self._tick()
+            losses[name] = {n: self.sensitivity[name] * 4.0**-c.effective_bits for n, c in each.items()}
+        return losses
 
     def _uniform(self, level: int) -> Uniform:
         choice = dict.fromkeys(self.found.sites, level)
@@ -200,11 +210,10 @@ class _Search:
                           self.criterion, UNITS[self.unit])  # fmt: skip
 
     def _refuse_too_little(self, budget: float) -> None:
-        least = self.fixed + sum(min(costs.values()) for costs in self.cost.values())
-        if budget < least:
+        if budget < self.least:
             raise SettingsError(
                 f"a budget of {budget:,.6g} {UNITS[self.unit]} cannot be kept: with {self.levels[0]} levels "
-                f"everywhere the network needs {least:,.6g}. Give more, or fewer levels=."
+                f"everywhere the network needs {self.least:,.6g}. Give more, or fewer levels=."
             )
 
     def _tick(self) -> None:

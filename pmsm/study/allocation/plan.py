@@ -80,9 +80,9 @@ class Allocation:
         beside += [u for u in self.uniform if u.cost > self.budget][:1]
         told = "; ".join(f"{u.levels} levels {_amount(u.cost)} with error {u.error:.4f}" for u in beside)
         return (
-            f"Budget {_amount(self.budget)} {self.unit}, used {_amount(self.cost)}; criterion {self.criterion}. "
-            f"Error of the output (mean squared distance from the float network over its variance) "
-            f"{self.error:.4f}. The same levels everywhere: {told}."
+            f"Budget {_amount(self.budget)} {self.unit}, used {_amount(self.cost)}; criterion "
+            f"{self.criterion}. Error of the output (mean squared distance from the float network over its "
+            f"variance) {self.error:.4f}. The same levels everywhere: {told}."
         )
 
     def markdown(self) -> str:

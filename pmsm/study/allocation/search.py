@@ -1,7 +1,7 @@
 """Which candidate each site takes, so that the sum of the losses is small and that of the costs is kept."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 Choice = dict[str, int]
 Curves = Mapping[str, Mapping[int, float]]
@@ -64,43 +64,3 @@ def _fill(choice: Choice, loss: Curves, cost: Curves, budget: float) -> Choice:
             return choice
         _, site, other = max(gains)
         choice[site] = other
-
-
-def refine(
-    choice: Choice,
-    error: Callable[[Choice], float],
-    cost: Curves,
-    budget: float,
-    multiplier: float,
-    *,
-    rounds: int,
-    moved: Callable[[], None] = lambda: None,
-) -> Choice:
-    """One site after the other, a step up or down where that lowers error + multiplier * cost, within the
-    budget.
-
-    Args:
-        error: of a choice as a whole, measured.
-        multiplier: error per cost.
-        rounds: at most so many passes over the sites.
-        moved: called after each site.
-    """
-    value = error(choice) + multiplier * total(cost, choice)
-    for _ in range(rounds):
-        before = choice
-        for site in choice:
-            for level in _neighbors(choice[site], sorted(cost[site])):
-                changed = choice | {site: level}
-                spent = total(cost, changed)
-                if spent <= budget and (found := error(changed) + multiplier * spent) < value:
-                    choice, value = changed, found
-                    break
-            moved()
-        if choice == before:
-            break
-    return choice
-
-
-def _neighbors(level: int, levels: Sequence[int]) -> list[int]:
-    at = levels.index(level)
-    return [*levels[max(at - 1, 0) : at], *levels[at + 1 : at + 2]]

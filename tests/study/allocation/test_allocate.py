@@ -75,7 +75,7 @@ def test_entropy_alone_may_be_chosen_and_a_calibration_of_ones_own(small):
 
     _, plan = pmsm.allocate(qann, [x], bits=3.0, levels=LEVELS, criterion="entropy", calibrate=calibrate)
     assert plan.criterion == "entropy"
-    assert len(called) == len(LEVELS) + 1
+    assert len(called) > len(LEVELS)  # every candidate, and at least one result
 
 
 def test_progress_ends_at_its_total(small):

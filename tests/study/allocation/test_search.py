@@ -2,11 +2,10 @@
 
 from itertools import product
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmsm.study.allocation.search import choose, refine, total
+from pmsm.study.allocation.search import choose, total
 
 LEVELS = (3, 5, 9)
 
@@ -46,23 +45,3 @@ def test_no_choice_of_at_most_the_same_cost_is_better_by_more_than_one_site(prob
     best = min(total(loss, other) for other in every if total(cost, other) <= budget)
     gap = max(max(each.values()) - min(each.values()) for each in loss.values())
     assert total(loss, choice) - best <= gap + 1e-9
-
-
-def test_refinement_accepts_only_what_is_better_and_fits():
-    cost = {"a": {3: 3.0, 5: 5.0, 9: 9.0}, "b": {3: 3.0, 5: 5.0, 9: 9.0}}
-    seen = []
-
-    def error(choice):
-        seen.append(choice)
-        return abs(choice["a"] - 9) + abs(choice["b"] - 3)
-
-    found = refine({"a": 3, "b": 5}, error, cost, 12.0, 0.0, rounds=5)
-    assert found == {"a": 9, "b": 3}
-    assert all(total(cost, choice) <= 12 for choice in seen[1:])
-
-
-@pytest.mark.parametrize(("multiplier", "expected"), [(0.0, {"a": 5}), (10.0, {"a": 3})])
-def test_the_price_of_error_decides_what_is_worth_its_cost(multiplier, expected):
-    cost = {"a": {3: 3.0, 5: 5.0}}
-    found = refine({"a": 3}, lambda choice: 1.0 / choice["a"], cost, 9.0, multiplier, rounds=2)
-    assert found == expected
