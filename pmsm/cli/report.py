@@ -24,7 +24,7 @@ def report(
 
     Example: pmsm report runs/nmnist --out nmnist.html
     """
-    from pmsm.study.entries import RECORD, RUN
+    from pmsm.study.entries import RECORD, RUN, has_record
     from pmsm.study.report import write_report
     from pmsm.study.run_record import record_of_run, write_record
 
@@ -32,7 +32,7 @@ def report(
     find_modules()
     if again and (run / RUN).exists():
         (run / RECORD).unlink(missing_ok=True)
-    made = not (run / RECORD).exists()
+    made = not has_record(run)
     if made:
         note("measuring; record.json keeps what is found")
     record = record_of_run(run, Tracked)

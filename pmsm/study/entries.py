@@ -182,7 +182,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines_of_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if (folder / RECORD).exists():
+    if has_record(folder):
         yield folder.name, _object(_text(folder / RECORD), repr(str(folder / RECORD)))
     elif (folder / RUN).exists():
         yield folder.name, run_line(folder)
@@ -196,6 +196,12 @@ def _lines_of_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             )
         for path in inside:
             yield from _lines(path)
+
+
+def has_record(folder: Path) -> bool:
+    """Whether a folder holds the record of what is in it: one that is not older than its run."""
+    record, run = folder / RECORD, folder / RUN
+    return record.exists() and not (run.exists() and run.stat().st_mtime_ns > record.stat().st_mtime_ns)
 
 
 def run_line(folder: Path) -> dict[str, Any]:

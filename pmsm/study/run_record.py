@@ -19,7 +19,7 @@ from pmsm.methods import METHODS, Method
 from pmsm.qann.calibrate import calibrate, kept
 from pmsm.snn.convert import convert
 from pmsm.study.demo import commit, environment, site_row, verified
-from pmsm.study.entries import EVALUATION, RECORD, RUN
+from pmsm.study.entries import EVALUATION, RECORD, RUN, has_record
 from pmsm.study.experiment import (
     Experiment,
     Source,
@@ -40,7 +40,7 @@ Watch = Callable[[Any, str], Any]
 
 
 def record_of_run(folder: Path, watch: Watch = lambda batches, label: batches) -> dict[str, Any]:
-    """The record of a folder: read where `pmsm demo` has left one, else made of the run in it.
+    """The record of a folder: read where there is one that is not older than the run, else made of the run.
 
     Of `pmsm train` it holds the network before training as well, calibrated only, if the float checkpoint is
     there.
@@ -49,7 +49,7 @@ def record_of_run(folder: Path, watch: Watch = lambda batches, label: batches) -
         CheckpointError: no run in the folder, or a damaged one.
         PMSMError: whatever step refuses, in its own words.
     """
-    if (folder / RECORD).exists():
+    if has_record(folder):
         try:
             return json.loads((folder / RECORD).read_text())
         except (OSError, ValueError) as cause:
@@ -70,8 +70,7 @@ class _Recorder:
         self.folder, self.experiment, self.source, self.run = folder, experiment, source, run
         self.watch, self.stream = watch, source.events is not None
         last = experiment.timesteps if self.stream else TIMESTEPS[-1]
-        self.timesteps = [t for t in (*TIMESTEPS, last) if t <= last]
-        self.timesteps = sorted(set(self.timesteps))
+        self.timesteps = sorted({t for t in (*TIMESTEPS, last) if t <= last})
         make: Any = METHODS[experiment.method]
         self.method: Method = make(levels=experiment.levels)
 

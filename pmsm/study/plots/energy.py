@@ -35,9 +35,7 @@ def energy_per_operator(operators: Sequence[Mapping[str, Any]], *, width: int = 
         for key, label, index, filled in _LOOKS:
             points = [(number(lane[key]), 30 * row + 14) for row, lane in enumerate(lanes)]
             points = [(x, y) for x, y in points if x > 0]
-            if not points:
-                continue
-            x, y = zip(*points, strict=True)
+            x, y = [x for x, _ in points], [y for _, y in points]
             if filled:
                 axes.hlines(y, low, x, color=color(index), linewidth=1.6)
             axes.plot(
