@@ -28,6 +28,7 @@ def allocate_table(runs: list[dict]) -> str:
             table.append([shown, equal["data"], f"{equal['images']:,}", f"{equal['float_accuracy']:.2f}",
                           f"{budget}", f"{equal['energy_nj'][0]:,.0f}", *cells])  # fmt: skip
     first = runs[0]
+    head = ["network", "data", "test pictures", "float", "budget: equal levels", "nJ", *names.values()]
     return f"""## Levels chosen per site, at equal energy
 
 `recipes/allocate.py`: `pmsm.allocate` without training, rule {first["rule"]}, T=1. Accuracy in %, in brackets
@@ -35,7 +36,7 @@ the energy over that of equal levels (45nm-fp32, 256 test pictures; the budget i
 pictures that it is counted on). "output" weights the effective bits of each site by its measured effect on
 the output; "entropy" maximizes the plain sum of the entropies. One calibration set: no spread over seeds.
 
-{markdown(["network", "data", "test pictures", "float", "budget: equal levels", "nJ", *names.values()], table)}"""
+{markdown(head, table)}"""
 
 
 def measure_table(runs: list[dict]) -> str:
@@ -50,7 +51,8 @@ def measure_table(runs: list[dict]) -> str:
     worst = ratios([r["median"] for run in runs for r in run["ratios"].values()])
     return f"""## What measuring costs
 
-`benchmarks/measure.py`: `pmsm.measure` over the plain run of the same spiking network, batch {first["batch"]},
-n = {first["n"]} interleaved rounds, one thread of {first["environment"]["processor"]}; medians. Over all: {worst}.
+`benchmarks/measure.py`: time of `pmsm.measure` over that of the plain run of the same spiking network, batch
+{first["batch"]}, n = {first["n"]} interleaved rounds, one thread of {first["environment"]["processor"]}; medians.
+Over all: {worst}.
 
 {markdown(["network", "T", *first["ratios"]], table)}"""

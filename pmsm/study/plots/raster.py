@@ -1,12 +1,12 @@
-"""The spikes of one sample over time: a lane per neuron, positive solid, negative hatched, silence empty."""
+"""The spikes of one sample over time: a lane per neuron, positive solid, negative hollow, silence empty."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pmsm.errors import import_extra
-from pmsm.study.plots.svg import GRID, PAPER, color, drawing, empty_figure, to_svg
+from pmsm.study.plots.svg import GRID, color, drawing, empty_figure, to_svg
 
-_ROW, _GAP, _HALF = 9.0, 20.0, 0.09  # px: a neuron, the name above each layer; half a bar, steps
+_ROW, _GAP, _HALF = 9.0, 26.0, 0.09  # px: a neuron, the name above each layer; half a bar, steps
 
 
 def spike_raster(layers: Sequence[Mapping[str, Any]], timesteps: int, *, width: int = 720) -> str:
@@ -26,7 +26,7 @@ def spike_raster(layers: Sequence[Mapping[str, Any]], timesteps: int, *, width: 
             most = max((abs(k) for row in layer["counts"] for k in row), default=0) or 1
             shown = len(layer["counts"])
             told = f"{layer['name']}: {shown} of {layer['neurons']:,} neurons, at most {most} per step"
-            axes.text(0.5, top + 9, told, fontsize=10.5, va="center")
+            axes.text(0.5, top + 15, told, fontsize=10.5, va="center")
             for row, counts in enumerate(layer["counts"]):
                 foot = top + _GAP + _ROW * (row + 1)
                 lines.append(foot)
@@ -36,7 +36,7 @@ def spike_raster(layers: Sequence[Mapping[str, Any]], timesteps: int, *, width: 
             top += _GAP + _ROW * shown
         axes.hlines(lines, 0.5, timesteps + 0.5, color=GRID, linewidth=0.5)
         _draw(axes, boxes[False], {"facecolor": color(0), "linewidth": 0})
-        _draw(axes, boxes[True], {"facecolor": color(1), "hatch": "////", "edgecolor": PAPER, "linewidth": 0})
+        _draw(axes, boxes[True], {"facecolor": "none", "edgecolor": color(1), "linewidth": 1.2})
         axes.set(xlim=(0.5, timesteps + 0.5), ylim=(top + 4, 0), yticks=[])
         axes.set_xticks(range(1, timesteps + 1))
         axes.set_xlabel("timestep")

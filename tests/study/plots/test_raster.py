@@ -19,9 +19,12 @@ def test_each_layer_is_named_with_what_is_shown_of_it(width):
     assert {"1", "2", "3", "timestep"} <= set(words)
 
 
-def test_negative_spikes_are_hatched_and_positive_ones_are_not():
-    assert "pattern" not in spike_raster([layer([1, 2, 0])], 3)
-    assert "pattern" in spike_raster([layer([1, -2, 0])], 3)
+def test_negative_spikes_are_hollow_and_positive_ones_solid():
+    solid, hollow = "fill: var(--series-0", "stroke: var(--series-1"
+    both = spike_raster([layer([1, -2, 0])], 3)
+    assert solid in both
+    assert hollow in both
+    assert hollow not in spike_raster([layer([1, 2, 0])], 3)
 
 
 def test_silence_is_a_plot_too():
