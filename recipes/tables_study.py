@@ -52,7 +52,7 @@ def measure_table(runs: list[dict]) -> str:
     return f"""## What measuring costs
 
 `benchmarks/measure.py`: time of `pmsm.measure` over that of the plain run of the same spiking network, batch
-{first["batch"]}, n = {first["n"]} interleaved rounds, one thread of {first["environment"]["processor"]}; medians.
-Over all: {worst}.
+{first["batch"]}, n = {first["n"]} interleaved rounds, one thread of {first["environment"]["processor"]};
+medians. Over all: {worst}.
 
 {markdown(["network", "T", *first["ratios"]], table)}"""

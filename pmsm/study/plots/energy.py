@@ -49,7 +49,8 @@ def energy_per_operator(operators: Sequence[Mapping[str, Any]], *, width: int = 
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", colors=INK)
-        figure.legend(loc="outside upper left", ncols=3 if width >= WIDE else 1)
+        names = axes.get_legend_handles_labels()
+        figure.legend(*names, loc="outside upper left", ncols=3 if width >= WIDE else 1)
         return to_svg(figure, "energy", "Energy of each operator in nJ, spiking, float and 8-bit")
 
 
