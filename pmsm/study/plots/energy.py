@@ -28,7 +28,7 @@ def energy_per_operator(operators: Sequence[Mapping[str, Any]], *, width: int = 
     known = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
     low, high = 10 ** math.floor(math.log10(min(known))), max(known) * 1.6
     with drawing():
-        figure = empty_figure(width, 30 * len(lanes) + 50 + (22 if width >= WIDE else 62))
+        figure = empty_figure(width, 30 * max(2, len(lanes)) + 50 + (22 if width >= WIDE else 62))
         axes = figure.subplots()
         for row, lane in enumerate(lanes):
             axes.text(low, 30 * row + 2, lane["name"], fontsize=11, va="center")
