@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Data, Json, Levels, Model, Threads, command, find_modules, note, tell, use_threads
+from pmsm.cli.app import (
+    Data,
+    Json,
+    Levels,
+    Model,
+    Threads,
+    Tracked,
+    command,
+    find_modules,
+    note,
+    tell,
+    use_threads,
+)
 
 
 @command
@@ -37,7 +49,7 @@ def calibrate(
     use_threads(threads)
     find_modules()
     experiment = Experiment(data, model, method=method, levels=levels)
-    row = run_calibration(experiment, out, weights=weights, rule=rule, say=note)
+    row = run_calibration(experiment, out, weights=weights, rule=rule, say=note, watch=Tracked)
     folder = shlex.quote(str(out))
     text = (
         f"{row['data']}: float {row['float_accuracy']:.2f} %, quantized {row['qann_accuracy']:.2f} %\n"

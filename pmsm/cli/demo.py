@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, Levels, Threads, command, tell, use_threads
+from pmsm.cli.app import Json, Levels, Threads, Tracked, command, tell, use_threads
 
 
 @command
@@ -45,7 +45,7 @@ def demo(
         if not json:
             console.print(line, soft_wrap=True)
 
-    record = run_demo(settings, command_line, say)
+    record = run_demo(settings, command_line, say, Tracked)
     if json:
         tell(record, json, "")
         return

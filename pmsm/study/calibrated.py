@@ -16,6 +16,7 @@ from pmsm.files import write_atomic
 from pmsm.qann.calibrate import calibrate
 from pmsm.study.entries import RUN
 from pmsm.study.experiment import Experiment, Say, float_network, load_source, quantized
+from pmsm.study.findings import Watch, unwatched
 
 CHECKPOINT = "qann.safetensors"
 
@@ -27,6 +28,7 @@ def run_calibration(
     weights: Path | None = None,
     rule: str | None = None,
     say: Say = lambda line: None,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Quantize the network of `experiment` and calibrate it; the row that `out`/run.json holds as well.
 
@@ -43,11 +45,11 @@ def run_calibration(
     ann = float_network(experiment, source)
     if weights is not None:
         load_float(weights, ann)
-    float_accuracy = evaluate(ann.eval(), source.valid)
+    float_accuracy = evaluate(ann.eval(), watch(source.valid, "float network"))
     say(f"{source.name}: float network {float_accuracy:.2f} %")
     chosen = {} if rule is None else {"rule": rule}
-    qann = calibrate(quantized(experiment, source, ann), source.calibration, **chosen)
-    qann_accuracy = evaluate(qann, source.valid)
+    qann = calibrate(quantized(experiment, source, ann), watch(source.calibration, "calibrate"), **chosen)
+    qann_accuracy = evaluate(qann, watch(source.valid, "quantized network"))
     say(f"quantized network, calibrated only: {qann_accuracy:.2f} %")
     row = {
         "format": "pmsm-experiment", "version": 1, "experiment": asdict(experiment), "data": source.name,

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import log2
@@ -31,7 +31,7 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.simulate import simulate
 from pmsm.snn.verify import Verification, verify
-from pmsm.study.findings import energy_of, operators_of, raster_of
+from pmsm.study.findings import Watch, energy_of, operators_of, raster_of, unwatched
 from pmsm.study.report import write_report
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
@@ -84,7 +84,9 @@ class Demo:
 Say = Callable[[str], None]
 
 
-def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: None) -> dict[str, Any]:
+def run_demo(
+    demo: Demo, command: str = "pmsm demo", say: Say = lambda line: None, watch: Watch = unwatched
+) -> dict[str, Any]:
     """Run the whole path; returns the record that `record.json` and `report.html` in `demo.out` hold as well.
 
     Raises:
@@ -101,7 +103,7 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
     say(f"{name}: {len(train_set):,} training images, {len(test_set):,} test images")
     torch.manual_seed(demo.seed)
     ann = SmallResNet(train_set.images.shape[1], train_set.class_count)
-    runner = _Runner(demo, budget, train_set, test_set, say)
+    runner = _Runner(demo, budget, train_set, test_set, say, watch)
     float_row = runner.train_float(ann)
     rows = [runner.method(ann, *method) for method in methods]
     set_beside(rows[1], rows[2])
@@ -135,8 +137,10 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
 class _Runner:
     """One data set, one budget: trains a network, and measures what each method makes of it."""
 
-    def __init__(self, demo: Demo, budget: Budget, train_set: Images, test_set: Images, say: Say):
-        self.demo, self.budget, self.say = demo, budget, say
+    def __init__(
+        self, demo: Demo, budget: Budget, train_set: Images, test_set: Images, say: Say, watch: Watch
+    ):
+        self.demo, self.budget, self.say, self.watch = demo, budget, say, watch
         shuffled = {"seed": demo.seed, "shuffle": True, "drop_last": True}
         self.train = Batches(train_set, budget.batch_size, augment=budget.augment, **shuffled)  # pyright: ignore
         self.calibration = Batches(train_set.take(slice(0, CALIBRATION_IMAGES)), 128)
@@ -163,7 +167,7 @@ class _Runner:
         seconds = time.perf_counter() - start
         snn = convert(qann)
         found = verify(qann, snn, self.verified) if method.exact else None
-        accuracy, spikes = accuracy_over_time(snn, self.test, TIMESTEPS)
+        accuracy, spikes = accuracy_over_time(snn, self.watch(self.test, name), TIMESTEPS)
         self.say(f"{name}: {accuracy[0]:.2f} % at T=1, {accuracy[-1]:.2f} % at T={TIMESTEPS[-1]}"
                  + (f"; {found}" if found else "; T=1 is not promised to be exact"))  # fmt: skip
         if method.exact and trained:
@@ -213,7 +217,7 @@ def set_beside(own: dict[str, Any], baseline: dict[str, Any]) -> None:
 
 
 def accuracy_over_time(
-    snn: Network, batches: Batches, timesteps: tuple[int, ...]
+    snn: Network, batches: Iterable[Any], timesteps: tuple[int, ...]
 ) -> tuple[list[float], list[float]]:
     """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one
     run.

@@ -1,7 +1,7 @@
 """What is measured for the record of a run: its operators, its energy, and the spikes of one sample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,16 @@ from pmsm.study.energy.measurement import DENSE, Measurement
 from pmsm.study.energy.prices import Prices
 from pmsm.study.explain import explain
 
+Watch = Callable[[Any, str], Any]
+"""(batches, what is done with them) -> the same batches, for instance with a progress bar."""
+
 RASTER_STEPS, RASTER_ROWS = 8, 160
 """Steps of the raster, and about how many neurons it shows in all."""
+
+
+def unwatched(batches: Any, label: str) -> Any:
+    """No progress bar."""
+    return batches
 
 
 def operators_of(ann: nn.Module, example: Tensor, method: Method) -> list[dict[str, Any]]:

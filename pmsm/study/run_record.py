@@ -1,7 +1,6 @@
 """The record of the run in a folder: everything that its report shows, measured anew on its test samples."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from math import prod
@@ -29,17 +28,14 @@ from pmsm.study.experiment import (
     prove,
     quantized,
 )
-from pmsm.study.findings import energy_of, operators_of, raster_of
+from pmsm.study.findings import Watch, energy_of, operators_of, raster_of, unwatched
 from pmsm.study.record import FORMAT, VERSION
 
 TIMESTEPS, ENERGY_SAMPLES = (1, 2, 4, 8), 64
 """Steps at which a network for images is looked at; samples on which energy is counted."""
 
-Watch = Callable[[Any, str], Any]
-"""(batches, what is done with them) -> the same batches, for instance with a progress bar."""
 
-
-def record_of_run(folder: Path, watch: Watch = lambda batches, label: batches) -> dict[str, Any]:
+def record_of_run(folder: Path, watch: Watch = unwatched) -> dict[str, Any]:
     """The record of a folder: read where there is one that is not older than the run, else made of the run.
 
     Of `pmsm train` it holds the network before training as well, calibrated only, if the float checkpoint is
