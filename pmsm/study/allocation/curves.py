@@ -104,7 +104,8 @@ def candidates(
         counted = measure(snn, few, technology=technology)
         if not fans:
             planned = plan(snn, tuple(x[:1] for x in next(graph.batches_of(qann, few))), 1, 1, OPS).fans
-            fans = {name: torch.stack([fan for _, fan in found]).sum(0) for name, found in planned.items()}
+            none = torch.zeros((), dtype=torch.float64)  # the right operand of a product is read for free
+            fans = {name: sum((fan for _, fan in found), none) for name, found in planned.items()}
         totals = counted.totals
         fixed_pj = totals.energy_pj.mean - totals.spikes_pj
         found = {site.site: site for site in kept(network, batches)}

@@ -11,6 +11,7 @@ from torch import nn
 
 import pmsm
 from pmsm.ann.models.small import SmallResNet
+from pmsm.ann.models.vit import VisionTransformer
 from pmsm.errors import QuantizationError, SettingsError
 from pmsm.study.allocation.plan import Allocation, Allotted, Uniform
 
@@ -63,6 +64,17 @@ def test_more_budget_never_makes_it_worse(small):
     qann, x = small
     errors = [pmsm.allocate(qann, x, bits=b, levels=LEVELS, samples=64)[1].error for b in (2.0, 3.0, 4.0)]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_transformer_keeps_its_budget_too():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    ann = VisionTransformer(8, 4, 16, 1, 2, 5).eval()
+    qann = pmsm.calibrate(pmsm.quantize(ann, pmsm.PMSM(levels=9), x[:2]), x)
+    budget = spent(qann, x, "budget_pj")
+    found, plan = pmsm.allocate(qann, x, budget_pj=budget, levels=LEVELS, samples=8)
+    assert spent(found, x, "budget_pj") <= budget * (1 + 1e-9)
+    assert plan.error < next(u.error for u in plan.uniform if u.levels == 9)
 
 
 def test_entropy_alone_may_be_chosen_and_a_calibration_of_ones_own(small):
