@@ -1,7 +1,8 @@
 """Are levels chosen per site better than equal levels at equal energy? Calibrated only, T=1.
 
 Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLDER --weights FILE
-     .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE
+     .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE \
+         --candidates 3 5 7 9 13 --levels 7
 FILE: the pretrained ResNet-20, or float-0.safetensors of vit_fashion.py. Steps from 512 training pictures,
 errors from 256 of them. The budgets are the energies that 7 and 9 levels everywhere need; accuracy on
 the first --images test pictures, energy on 256 of them. One line per network goes to results/allocate.jsonl
@@ -31,6 +32,7 @@ from pmsm.methods import PMSM
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
+from pmsm.study.allocation import allocate as allocation
 from pmsm.study.allocation.allocate import CRITERIA, allocate
 from pmsm.study.demo import environment
 from pmsm.study.energy.measure import measure
@@ -38,7 +40,6 @@ from pmsm.study.energy.measure import measure
 RESULTS = Path(__file__).parent.parent / "results" / "allocate.jsonl"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the ResNet's weights
 LEVELS = (7, 9)
-CANDIDATES = (3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
 
 
 def main() -> None:
@@ -51,19 +52,20 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--levels", type=int, nargs="*", default=LEVELS)
+    parser.add_argument("--candidates", type=int, nargs="*", default=allocation.LEVELS)
     parser.add_argument("--rule", default="mse")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     ann, calibration, test, few, name = load(options)
-    base = {"recipe": "allocate", **name, "images": options.images, "rule": options.rule,
+    base = {"recipe": "allocate", **name, "images": options.images, "rule": options.rule, "candidates": list(options.candidates),
             "float_accuracy": evaluate(ann, test), "environment": environment(0)}  # fmt: skip
     example = next(iter(calibration))[0][:2]
 
     def calibrated(qann: Network, batches: Any) -> Network:
         return calibrate(qann, batches, options.rule)
 
-    def tell(method: str, levels: Any, qann: Network, **more: Any) -> float:
+    def tell(method: str, levels: int | None, qann: Network, **more: Any) -> float:
         found = measure(convert(qann), few)
         neurons = sum(layer.neurons for layer in found.firing)
         row = base | more | {
@@ -78,15 +80,20 @@ def main() -> None:
 
     for levels in options.levels:
         equal = calibrated(quantize(ann, PMSM(levels=levels), example), calibration)
-        budget = tell("PMSM, equal levels", levels, equal, budget_levels=levels)
+        budget = tell("PMSM, calibrated only", levels, equal, budget_levels=levels, criterion="equal levels")
         for criterion in CRITERIA:
             start = time.perf_counter()
             qann, plan = allocate(
-                equal, calibration, budget_pj=budget, criterion=criterion, calibrate=calibrated
+                equal,
+                calibration,
+                budget_pj=budget,
+                criterion=criterion,
+                calibrate=calibrated,
+                levels=options.candidates,
             )
             seconds = time.perf_counter() - start
-            tell(f"PMSM, allocated by {criterion}", None, qann, budget_levels=levels, seconds=seconds,
-                 allotted=plan.levels)  # fmt: skip
+            tell(f"PMSM, allocated by {criterion}, energy of {levels} levels", None, qann, seconds=seconds,
+                 budget_levels=levels, criterion=criterion, allotted=plan.levels)  # fmt: skip
 
 
 def load(options: argparse.Namespace) -> tuple[nn.Module, Any, Any, Any, dict[str, str]]:

@@ -12,23 +12,22 @@ def allocate_table(runs: list[dict]) -> str:
     """Levels chosen per site against equal levels, at the energy that equal levels need."""
     if not runs:
         return ""
-    names = {"PMSM, equal levels": "equal levels", "PMSM, allocated by output": "output",
-             "PMSM, allocated by entropy": "entropy"}  # fmt: skip
+    names = ("equal levels", "output", "entropy")
     table = []
     for network in dict.fromkeys(run["network"] for run in runs):
         here = [run for run in runs if run["network"] == network]
         for budget in dict.fromkeys(run["budget_levels"] for run in here):
-            group = {names[run["method"]]: run for run in here if run["budget_levels"] == budget}
+            group = {run["criterion"]: run for run in here if run["budget_levels"] == budget}
             equal = group["equal levels"]
             cells = [
                 f"{run['accuracy'][0]:.2f} ({run['energy_nj'][0] / equal['energy_nj'][0]:.3f})" if run else ""
-                for run in (group.get(name) for name in names.values())
+                for run in map(group.get, names)
             ]
             shown = network.partition("(")[0]
             table.append([shown, equal["data"], f"{equal['images']:,}", f"{equal['float_accuracy']:.2f}",
                           f"{budget}", f"{equal['energy_nj'][0]:,.0f}", *cells])  # fmt: skip
     first = runs[0]
-    head = ["network", "data", "test pictures", "float", "budget: equal levels", "nJ", *names.values()]
+    head = ["network", "data", "test pictures", "float", "budget: equal levels", "nJ", *names]
     return f"""## Levels chosen per site, at equal energy
 
 `recipes/allocate.py`: `pmsm.allocate` without training, rule {first["rule"]}, T=1. Accuracy in %, in brackets
