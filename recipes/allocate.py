@@ -1,8 +1,8 @@
 """Are levels chosen per site better than equal levels at equal energy? Calibrated only, T=1.
 
 Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLDER --weights FILE
-     .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE \
-         --candidates 3 5 7 9 13 --levels 7
+     .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE
+The second with --candidates 3 5 7 9 13 --levels 7: a transformer's sites try every split, which takes long.
 FILE: the pretrained ResNet-20, or float-0.safetensors of vit_fashion.py. Steps from 512 training pictures,
 errors from 256 of them. The budgets are the energies that 7 and 9 levels everywhere need; accuracy on
 the first --images test pictures, energy on 256 of them. One line per network goes to results/allocate.jsonl
@@ -58,7 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     ann, calibration, test, few, name = load(options)
-    base = {"recipe": "allocate", **name, "images": options.images, "rule": options.rule, "candidates": list(options.candidates),
+    base = {"recipe": "allocate", **name, "images": options.images, "rule": options.rule,
+            "candidates": list(options.candidates),
             "float_accuracy": evaluate(ann, test), "environment": environment(0)}  # fmt: skip
     example = next(iter(calibration))[0][:2]
 
