@@ -117,43 +117,58 @@ class _Search:
         self.levels, self.calibrate = levels, calibrate
         self.technology: Technology = chosen(TECHNOLOGIES, technology, Technology)
         count = len(quantizers(qann))
-        self.done, self.steps, self.progress = 0, len(levels) * 2 + count, progress
-        self.found = candidates(qann, data, levels, self.technology, calibrate, self._tick)
+        self.done, self.steps, self.progress = 0, len(levels) + count, progress
+        self.output = Output(qann, data, samples)
+        self.found = candidates(qann, data, levels, self.technology, calibrate, self.output, self._tick)
         self.cost = _costs(self.found, unit)
         self.fixed = self.found.fixed_pj if unit == "budget_pj" else 0.0
-        self.output = Output(qann, data, self.found, samples)
         self.uniform = [self._uniform(level) for level in levels]
         self.least = self.fixed + sum(min(costs.values()) for costs in self.cost.values())
         self.sensitivity: dict[str, float] = {}
 
     def run(self, budget: float) -> tuple[Network, Allocation]:
-        """Search, calibrate, and search with more or less until the result costs what it may."""
+        """Search, calibrate, and search with more or less until the result costs what it may; equal levels
+        where they are better.
+        """
         self._refuse_too_little(budget)
         allowed = budget * (1 + _ROUNDING)
-        target, best, spent, last = allowed, None, math.inf, None
-        for _ in range(ATTEMPTS):
-            choice = self._choice(target - self.fixed)
-            if choice == last:
-                break
-            last = choice
-            network = self.calibrate(with_levels(self.qann, choice), self.data)
-            spent = self._spent(network, choice)
-            if spent <= allowed and (best is None or spent > best[1].cost):
-                best = network, self._plan(choice, budget, spent)
-            if allowed * (1 - UNUSED) <= spent <= allowed:
-                break
-            margin = 0.998 if spent > allowed else 1.0
-            target = self.fixed + (target - self.fixed) * margin * (allowed - self.fixed) / (
-                spent - self.fixed
-            )
-            if target < self.least:
-                break
+        best, spent = self._searched(budget, allowed)
+        fitting = [u for u in self.uniform if u.cost <= allowed]
+        if self.criterion == "output" and fitting and (best is None or best[1].error >= fitting[-1].error):
+            equal = self._built(dict.fromkeys(self.found.sites, fitting[-1].levels), budget)
+            best = equal if equal[1].cost <= allowed else best
         if best is None:
             raise SettingsError(
                 f"cannot keep a budget of {budget:,.6g} {UNITS[self.unit]}: calibrated, the network still "
                 f"needs {spent:,.6g}. Give a little more."
             )
         return best
+
+    def _searched(self, budget: float, allowed: float) -> tuple[tuple[Network, Allocation] | None, float]:
+        """The dearest result that is allowed, if any, and what the last one cost."""
+        target, best, spent, last = allowed, None, math.inf, None
+        for _ in range(ATTEMPTS):
+            choice = self._choice(target - self.fixed)
+            if choice == last:
+                break
+            last, found = choice, self._built(choice, budget)
+            spent = found[1].cost
+            if spent <= allowed and (best is None or spent > best[1].cost):
+                best = found
+            if allowed * (1 - UNUSED) <= spent <= allowed:
+                break
+            margin = 0.998 if spent > allowed else 1.0
+            factor = margin * (allowed - self.fixed) / (spent - self.fixed)
+            target = self.fixed + (target - self.fixed) * factor
+            if target < self.least:
+                break
+        return best, spent
+
+    def _built(self, choice: Choice, budget: float) -> tuple[Network, Allocation]:
+        """The network with these levels, calibrated, and its plan."""
+        network = self.calibrate(with_levels(self.qann, choice), self.data)
+        spent, error = self._spent(network, choice), self.output.error_of(network)
+        return network, self._plan(choice, budget, spent, error)
 
     def _choice(self, budget: float) -> Choice:
         """The levels of every site, for a budget without the fixed part."""
@@ -163,10 +178,7 @@ class _Search:
             return choose(loss, self.cost, budget)
         fitting = [u for u in self.uniform if u.cost - self.fixed <= budget]
         near = self.levels.index(fitting[-1].levels) if fitting else 0
-        found = choose(self._losses(near), self.cost, budget)
-        if fitting and self.output.error(found) >= fitting[-1].error:
-            return dict.fromkeys(found, fitting[-1].levels)
-        return found
+        return choose(self._losses(near), self.cost, budget)
 
     def _losses(self, near: int) -> dict[str, dict[int, float]]:
         """Site -> levels -> predicted share of the error at the output."""
@@ -175,7 +187,8 @@ class _Search:
         losses = {}
         for name, each in self.found.sites.items():
             if name not in self.sensitivity:
-                found = [self.output.error_of_one(name, n) * 4.0 ** each[n].effective_bits for n in measured]
+                alone = {n: self.output.error_of_one(name, each[n].quantizer) for n in measured}
+                found = [error * 4.0 ** each[n].effective_bits for n, error in alone.items()]
                 self.sensitivity[name] = math.exp(sum(math.log(max(g, 1e-30)) for g in found) / len(found))
                 self._tick()
             losses[name] = {n: self.sensitivity[name] * 4.0**-c.effective_bits for n, c in each.items()}
@@ -183,9 +196,7 @@ class _Search:
 
     def _uniform(self, level: int) -> Uniform:
         choice = dict.fromkeys(self.found.sites, level)
-        error = self.output.error(choice)
-        self._tick()
-        return Uniform(level, total(self.cost, choice) + self.fixed, error)
+        return Uniform(level, total(self.cost, choice) + self.fixed, self.found.errors[level])
 
     def _spent(self, network: Network, choice: Choice) -> float:
         """What the calibrated network costs, in the unit of the budget."""
@@ -198,7 +209,7 @@ class _Search:
             return found.totals.energy_pj.mean
         return sum(layer.spikes.mean for layer in found.firing) / sum(layer.neurons for layer in found.firing)
 
-    def _plan(self, choice: Choice, budget: float, spent: float) -> Allocation:
+    def _plan(self, choice: Choice, budget: float, spent: float, error: float) -> Allocation:
         everything = total(self.cost, choice)
         rows = []
         for name, level in choice.items():
@@ -206,7 +217,7 @@ class _Search:
             share = self.cost[name][level] / everything
             rows.append(Allotted(name, neurons, level, site.entropy_bits, site.effective_bits,
                                  site.spikes / neurons, share))  # fmt: skip
-        return Allocation(tuple(rows), budget, spent, self.output.error(choice), tuple(self.uniform),
+        return Allocation(tuple(rows), budget, spent, error, tuple(self.uniform),
                           self.criterion, UNITS[self.unit])  # fmt: skip
 
     def _refuse_too_little(self, budget: float) -> None:

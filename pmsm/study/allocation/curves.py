@@ -51,11 +51,13 @@ class Candidates:
     Args:
         sites: site -> levels -> candidate.
         neurons: site -> neurons per sample.
+        errors: levels -> error at the output with so many everywhere.
         fixed_pj: energy that does not depend on the levels, per sample.
     """
 
     sites: dict[str, dict[int, Candidate]]
     neurons: dict[str, int]
+    errors: dict[int, float]
     fixed_pj: float
 
 
@@ -90,6 +92,7 @@ def candidates(
     levels: Sequence[int],
     technology: Technology,
     calibrate: Calibrate,
+    output: "Output",
     tick: Callable[[], None],
 ) -> Candidates:
     """Calibrate every site at each of `levels`, and count what it keeps and what it costs."""
@@ -97,6 +100,7 @@ def candidates(
     sites: dict[str, dict[int, Candidate]] = {name: {} for name in quantizers(qann)}
     neurons: dict[str, int] = {}
     fans: dict[str, Tensor] = {}
+    errors: dict[int, float] = {}
     fixed_pj = 0.0
     for level in levels:
         network = calibrate(with_levels(qann, dict.fromkeys(sites, level)), batches)
@@ -106,6 +110,7 @@ def candidates(
             planned = plan(snn, tuple(x[:1] for x in next(graph.batches_of(qann, few))), 1, 1, OPS).fans
             none = torch.zeros((), dtype=torch.float64)  # the right operand of a product is read for free
             fans = {name: sum((fan for _, fan in found), none) for name, found in planned.items()}
+        errors[level] = output.error_of(network)
         totals = counted.totals
         fixed_pj = totals.energy_pj.mean - totals.spikes_pj
         found = {site.site: site for site in kept(network, batches)}
@@ -119,7 +124,7 @@ def candidates(
                 synops * technology.ac_pj,
             )  # fmt: skip
         tick()
-    return Candidates(sites, neurons, fixed_pj)
+    return Candidates(sites, neurons, errors, fixed_pj)
 
 
 def first_samples(qann: Network, batches: Any, samples: int) -> list[Any]:
@@ -134,43 +139,46 @@ def first_samples(qann: Network, batches: Any, samples: int) -> list[Any]:
 
 
 class Output:
-    """How far choices move the output of the float network, on `samples` samples.
+    """How far from the float network's output quantized ones are, on `samples` samples.
 
     The error is the mean squared distance over the variance of the float network's output.
     """
 
-    def __init__(self, qann: Network, batches: Any, found: Candidates, samples: int):
-        self.network, self.found = copy.deepcopy(qann).eval(), found
+    def __init__(self, qann: Network, batches: Any, samples: int):
+        self.network = copy.deepcopy(qann).eval()
         self.batches = list(graph.batches_of(qann, first_samples(qann, batches, samples)))
-        self.float = [self._run(inputs, only=()) for inputs in self.batches]
+        self.float = [self._run(self.network, inputs, only=()) for inputs in self.batches]
         everything = torch.cat([x.double() for x in self.float])
         self.power = max(float(everything.var(0, correction=0).mean()), 1e-30)
 
-    def error(self, choice: Choice) -> float:
-        """Of a choice as a whole."""
-        return self._error(choice, tuple(choice))
+    def error_of(self, network: Network) -> float:
+        """Of a calibrated network."""
+        return self._error(network, tuple(quantizers(network)))
 
-    def error_of_one(self, site: str, level: int) -> float:
-        """Of one site, all others float."""
-        return self._error({site: level}, (site,))
+    def error_of_one(self, site: str, quantizer: Quantizer) -> float:
+        """Of one site with that quantizer, all others float; without the start of its potentials, which makes
+        up for errors of other sites.
+        """
+        alone = copy.deepcopy(quantizer)
+        alone.initial.zero_()
+        self.network.set_submodule(site, alone)
+        return self._error(self.network, (site,))
 
-    def _error(self, choice: Choice, only: tuple[str, ...]) -> float:
-        for site, level in choice.items():
-            self.network.set_submodule(site, self.found.sites[site][level].quantizer)
+    def _error(self, network: Network, only: tuple[str, ...]) -> float:
         squares = numbers = 0.0
         for inputs, reference in zip(self.batches, self.float, strict=True):
-            difference = self._run(inputs, only=only).double() - reference
+            difference = self._run(network, inputs, only=only).double() - reference
             squares, numbers = squares + float(difference.square().sum()), numbers + difference.numel()
         return squares / numbers / self.power
 
     @torch.no_grad()
-    def _run(self, inputs: tuple[Any, ...], only: tuple[str, ...]) -> Tensor:
+    def _run(self, network: Network, inputs: tuple[Any, ...], only: tuple[str, ...]) -> Tensor:
         """The output with quantizers at some sites, flat where it is several tensors."""
-        sites = quantizers(self.network)
+        sites = quantizers(network)
         for name, quantizer in sites.items():
             quantizer.observer = None if name in only else _let_pass
         try:
-            found = list(_tensors(self.network(*inputs)))
+            found = list(_tensors(network(*inputs)))
         finally:
             for quantizer in sites.values():
                 quantizer.observer = None

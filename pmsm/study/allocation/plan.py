@@ -45,8 +45,7 @@ class Allocation:
     Args:
         sites: in the order of execution.
         budget: as given; cost: in the same unit, of the network that was returned.
-        error: mean squared distance from the output of the float network over its variance, as predicted
-            before the last calibration.
+        error: mean squared distance from the output of the float network over its variance.
         uniform: the same for equal levels everywhere, by rising levels.
         criterion: "output" or "entropy"; unit: of budget and cost.
     """
