@@ -212,6 +212,8 @@ def run_line(folder: Path) -> dict[str, Any]:
         DataError: a file is no JSON object.
     """
     run = _object(_text(folder / RUN), repr(str(folder / RUN)))
+    if isinstance(run.get("accuracy"), list):  # of a recipe, which evaluates by itself
+        return run | _energy(folder, run["timesteps"])
     if not (folder / EVALUATION).exists():
         raise CheckpointError(
             f"the run in {str(folder)!r} was not evaluated. Do it: pmsm evaluate {folder}; pmsm measure "
@@ -226,16 +228,19 @@ def run_line(folder: Path) -> dict[str, Any]:
         "seed": experiment.get("seed"), "epochs": len(run.get("qann_curve") or []),
         "float_accuracy": run.get("float_accuracy"), "timesteps": steps, **evaluation,
     }  # fmt: skip
-    measured = {t: folder / MEASUREMENT.format(t) for t in steps}
-    found = {t: _object(_text(path), repr(str(path))) for t, path in measured.items() if path.exists()}
-    if found:
-        technology = next(iter(found.values()))["prices"]["technology"]["name"]
-        same = {t: m for t, m in found.items() if m["prices"]["technology"]["name"] == technology}
-        line["technology"] = technology
-        line["energy_nj"] = [
-            same[t]["totals"]["energy_pj"]["mean"] / 1000 if t in same else None for t in steps
-        ]
-    return line
+    return line | _energy(folder, steps)
+
+
+def _energy(folder: Path, steps: list[int]) -> dict[str, Any]:
+    """What `pmsm measure` has left, of one technology; nothing if it was not called."""
+    paths = {t: folder / MEASUREMENT.format(t) for t in steps}
+    found = {t: _object(_text(path), repr(str(path))) for t, path in paths.items() if path.exists()}
+    if not found:
+        return {}
+    technology = next(iter(found.values()))["prices"]["technology"]["name"]
+    energy = {t: m["totals"]["energy_pj"]["mean"] / 1000 for t, m in found.items()
+              if m["prices"]["technology"]["name"] == technology}  # fmt: skip
+    return {"technology": technology, "energy_nj": [energy.get(t) for t in steps]}
 
 
 def _text(path: Path) -> str:

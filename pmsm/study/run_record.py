@@ -17,6 +17,7 @@ from pmsm.graph import Network
 from pmsm.methods import METHODS, Method
 from pmsm.qann.calibrate import calibrate, kept
 from pmsm.snn.convert import convert
+from pmsm.study.allocation.curves import quantizers
 from pmsm.study.demo import commit, environment, site_row, verified
 from pmsm.study.entries import EVALUATION, RECORD, RUN, has_record
 from pmsm.study.experiment import (
@@ -69,21 +70,21 @@ class _Recorder:
         self.timesteps = sorted({t for t in (*TIMESTEPS, last) if t <= last})
         make: Any = METHODS[experiment.method]
         self.method: Method = make(levels=experiment.levels)
+        self.by_options = run.get("format") == "pmsm-experiment"  # else by a recipe, which builds by itself
+        self.epochs = int(run.get("epochs") or len(run.get("qann_curve") or []))
 
     def record(self, qann: Network) -> dict[str, Any]:
         """The record; the evaluation is left in the folder as well."""
-        ann = float_network(self.experiment, self.source)
-        trained = len(self.run.get("qann_curve") or [])
         label = self.experiment.method.upper().replace("QCFS", "QCFS-IF")
-        rows = [
-            self._method(qann, f"{label}, after QAT" if trained else f"{label}, calibrated only", trained)
-        ]
-        if trained and (before := self._before()) is not None:
+        name = f"{label}, after QAT" if self.epochs else f"{label}, calibrated only"
+        rows = [self._method(qann, name, self.epochs)]
+        if self.epochs and (before := self._before()) is not None:
             rows.insert(0, self._method(before, f"{label}, calibrated only", 0))
         x, y = next(iter(self.source.test))
         sites = rows[-1]["sites"]
         test = sum(len(labels) for _, labels in self.source.test)
-        train = int(self.run.get("train_samples") or len(self.source.train) * self.experiment.batch_size)
+        samples = getattr(self.source.train, "samples", None)  # events come in windows, of whole batches
+        train = len(self.source.train) * self.experiment.batch_size if samples is None else len(samples)
         sample = x[:, :1] if self.stream else x[:1]
         return {
             "format": FORMAT, "version": VERSION,
@@ -92,12 +93,12 @@ class _Recorder:
                      "shape": list(x.shape[2:] if self.stream else x.shape[1:]),
                      "classes": self.source.classes},
             "network": {"name": self.experiment.network, "sites": len(sites),
-                        "parameters": sum(p.numel() for p in ann.parameters()),
+                        "parameters": _float_parameters(qann),
                         "neurons": sum(prod(s["shape"]) for s in sites)},
             "float": {"accuracy": self.run["float_accuracy"], "seconds": None,
-                      "epochs": len(self.run.get("float_curve") or [])},
+                      "epochs": self.run.get("float_epochs") or len(self.run.get("float_curve") or [])},
             "timesteps": self.timesteps, "methods": rows,
-            "operators": operators_of(ann, self._example(), self.method),
+            "operators": self._operators(),
             "raster": raster_of(convert(qann), sample, f"first test sample, label {int(y[0])}",
                                 stream=self.stream),
             "environment": environment(self.experiment.seed), "command": self._command(),
@@ -107,7 +108,7 @@ class _Recorder:
     def _method(self, qann: Network, name: str, epochs: int) -> dict[str, Any]:
         source = replace(self.source, test=self.watch(self.source.test, f"{name}: accuracy"))
         over_time = evaluate_over_time(qann, source, self.timesteps[-1])
-        if epochs or not self.run.get("qann_curve"):
+        if epochs == self.epochs:
             write_atomic(self.folder / EVALUATION, json.dumps(over_time), DataError)
         found = prove(qann, self.source) if self.method.exact else None
         return {
@@ -124,7 +125,7 @@ class _Recorder:
     def _before(self) -> Network | None:
         """The network as it was before it was trained with its quantizers."""
         path = self.folder / "float.safetensors"
-        if not path.exists():
+        if not path.exists() or not self.by_options:
             return None
         ann = float_network(self.experiment, self.source)
         load_weights(path, ann)
@@ -135,14 +136,22 @@ class _Recorder:
         x, _ = next(iter(self.source.test))
         return [x[:, :ENERGY_SAMPLES] if self.stream else x[:ENERGY_SAMPLES]]
 
-    def _example(self) -> Tensor:
-        return next(iter(self.source.valid))[0][:2]
+    def _operators(self) -> list[dict[str, Any]] | None:
+        if not self.by_options:
+            return None
+        example = next(iter(self.source.valid))[0][:2]
+        return operators_of(float_network(self.experiment, self.source), example, self.method)
 
     def _command(self) -> str:
         """What makes this run again."""
         e = self.experiment
+        if not self.by_options:
+            recipe, data = self.run.get("recipe"), self.run.get("folder", "DIR")
+            return (
+                f"pmsm train recipes/{recipe}.py --data {data} --out {self.folder}\npmsm report {self.folder}"
+            )
         options = f"--data {e.data} " * bool(e.data) + f"--method {e.method} --levels {e.levels}"
-        if not self.run.get("qann_curve"):
+        if not self.epochs:
             return (
                 f"pmsm calibrate --model {e.network} {options} --out {self.folder}\npmsm report {self.folder}"
             )
@@ -150,6 +159,12 @@ class _Recorder:
             f"pmsm train --network {e.network} {options} --timesteps {e.timesteps} --epochs {e.epochs} "
             f"--batch-size {e.batch_size} --seed {e.seed} --out {self.folder}\npmsm report {self.folder}"
         )
+
+
+def _float_parameters(qann: Network) -> int:
+    """Without the steps."""
+    steps = {id(p) for quantizer in quantizers(qann).values() for p in quantizer.parameters()}
+    return sum(p.numel() for p in qann.parameters() if id(p) not in steps)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

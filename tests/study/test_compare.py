@@ -189,6 +189,12 @@ def test_the_folder_of_a_run_or_its_checkpoint_is_a_source(tmp_path, name):
     assert first.origin == "measured: mine"
 
 
+def test_a_run_that_has_evaluated_itself_needs_no_evaluation(tmp_path):
+    folder = run_folder(tmp_path / "mine", evaluated=False)
+    (folder / "run.json").write_text(json.dumps(LINE))
+    assert [row.accuracy.median for row in compare([folder], published=False).rows] == LINE["accuracy"]
+
+
 def test_a_folder_of_runs_and_results_is_read_as_a_whole(tmp_path, results):
     results(LINE)
     run_folder(tmp_path / "mine")
