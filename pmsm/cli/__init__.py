@@ -1,7 +1,6 @@
 """The command line: one command per verb, thin; torch is loaded only when a command needs it."""
 
 # Imported in the order of --help.
-# Imported in the order of --help.
 from pmsm.cli import demo, explain, train, calibrate, runs, compare, report, show  # noqa: F401, I001
 from pmsm.cli.app import app
 
