@@ -4,9 +4,10 @@ Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLD
      .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE
 FILE: the pretrained ResNet-20, or float-0.safetensors of vit_fashion.py. Steps from 512 training pictures,
 errors from 256 of them. The budgets are the energies that --levels everywhere need; accuracy on the first
---images test pictures, energy on 256 of them. The lines that are kept: --levels 7, with --candidates 4 5 6 7
-8 9 11 15 for the ResNet and 3 5 7 9 13 for the transformer, each of whose sites tries every split. One line
-for each budget and each way to spend it goes to results/allocate.jsonl.
+--images test pictures, energy on 256 of them. The lines that are kept: ResNet-20 with --levels 5 --candidates
+3 4 5 6 7 9 13 and with --levels 7 --candidates 4 5 6 7 8 9 11 15; the transformer, each of whose sites tries
+every split, with --levels 7 --candidates 3 5 7 9 13, after 4 epochs on 30,000 pictures. One line for each
+budget and each way to spend it goes to results/allocate.jsonl.
 """
 
 import argparse
