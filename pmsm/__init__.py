@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pmsm.snn.simulate import simulate
     from pmsm.snn.temporal import Rule
     from pmsm.snn.verify import verify
+    from pmsm.study.allocation.allocate import allocate
+    from pmsm.study.compare import compare
     from pmsm.study.energy.measure import measure
     from pmsm.study.energy.measurement import Measurement
     from pmsm.study.energy.technology import TECHNOLOGIES
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "calibrate", "clipped",
-    "convert", "evaluate", "explain", "kept", "load", "measure", "quantize", "running", "save", "simulate",
-    "train", "verify",
+    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
+    "clipped", "compare", "convert", "evaluate", "explain", "kept", "load", "measure", "quantize", "running",
+    "save", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -38,7 +40,8 @@ _HOME = {
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
     "evaluate": "ann.evaluate", "train": "ann.train", "explain": "study.explain",
     "measure": "study.energy.measure", "Measurement": "study.energy.measurement",
-    "TECHNOLOGIES": "study.energy.technology",
+    "TECHNOLOGIES": "study.energy.technology", "allocate": "study.allocation.allocate",
+    "compare": "study.compare",
 }  # fmt: skip
 """Public name -> the file that defines it; imported on first use, so that `pmsm --help` need not load
 torch.

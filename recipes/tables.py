@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from tables_format import RESULTS, markdown, ratios, rows, spread
+from tables_study import study_tables
 from tables_time import time_tables
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -39,6 +40,7 @@ def page() -> str:
         *zoo_tables(rows("zoo.jsonl")),
         cost_table(),
         vit_text(),
+        *study_tables(),
         *time_tables(),
     ]
     return "\n".join(part for part in parts if part)

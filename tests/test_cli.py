@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from pmsm.study.demo import Demo, run_demo
 
 PMSM = [sys.executable, "-c", "from pmsm.cli import main; main()"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+ROOT = str(Path(__file__).parents[1])  # this checkout, wherever pmsm is installed from
+ENVIRONMENT = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 
 
 def pmsm(*arguments: str) -> subprocess.CompletedProcess[str]:

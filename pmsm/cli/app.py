@@ -1,6 +1,7 @@
 """What every command shares: the application, how a command ends, options that mean the same everywhere."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -17,7 +18,18 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished `pmsm train`.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run: of `pmsm train`, `pmsm calibrate`, ...")]
+Model = Annotated[
+    str, typer.Option(help="small, timm:<name>, torchvision:<name>, or <module>:<function that makes it>.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Folder of images, or events: nmnist:DIR, dvs128gesture:DIR, shd:FILE, ... "
+        "Default: scikit-learn's digits."
+    ),
+]
+Levels = Annotated[int, typer.Option(help="Codes per site.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; on a busy machine one is the fastest.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
@@ -50,6 +62,37 @@ def use_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def find_modules() -> None:
+    """Let a module in the working directory be found, as `python -m` finds it."""
+    sys.path.insert(0, str(Path.cwd()))
+
+
+class Tracked:
+    """Batches with a progress bar on stderr, where that is a terminal; elsewhere just the batches."""
+
+    def __init__(self, batches: Any, label: str):
+        self.batches, self.label = batches, label
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        yield from track(
+            self.batches, self.label, total=len(self.batches), console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+
+
+def note(text: str) -> None:
+    """What goes on, for a person at a terminal; nothing where the output is piped."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
 
 
 def tell(row: dict[str, Any], json: bool, text: str) -> None:

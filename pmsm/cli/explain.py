@@ -1,24 +1,22 @@
 """`pmsm explain`: what would become of a network."""
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, command
+from pmsm.cli.app import Json, Levels, command, find_modules
 from pmsm.errors import SettingsError
 
 
 @command
 def explain(
-    source: Annotated[
+    model: Annotated[
         str, typer.Argument(help="timm:<name>, torchvision:<name>, or <module>:<function that makes it>.")
     ],
     shape: Annotated[
         str | None, typer.Option(help="One sample, e.g. 3,32,32. Default: timm's, else 3,224,224.")
     ] = None,
-    levels: Annotated[int, typer.Option(help="Codes per site.")] = 9,
+    levels: Levels = 9,
     json: Json = False,
 ) -> None:
     """Tell what would become of each operator of a network, and its cost; status 1 if one has no rule.
@@ -35,8 +33,8 @@ def explain(
     torch.set_num_threads(1)  # a few forward passes; on a busy machine more threads take ten times as long
     method = PMSM(levels=levels)
     sizes = None if shape is None else _shape(shape)
-    sys.path.insert(0, str(Path.cwd()))  # a module of the user's, as `python -m` finds it
-    network = build(source)
+    find_modules()
+    network = build(model)
     example = torch.randn(1, *(sizes or input_shape(network)))
     explanation = explain(network, example, method)
     console, table = Console(highlight=False), explanation.table()

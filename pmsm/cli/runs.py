@@ -1,10 +1,11 @@
 """`pmsm convert`, `evaluate` and `measure`: what can be asked of the folder of a finished run."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, RunFolder, Threads, command, tell, use_threads
+from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads
 
 
 @command
@@ -20,6 +21,7 @@ def convert(
     from pmsm.study.experiment import load_experiment, prove
 
     use_threads(threads)
+    find_modules()
     _, source, qann = load_experiment(run)
     found = prove(qann, source)
     row = {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
@@ -44,12 +46,21 @@ def evaluate(
 
     Example: pmsm evaluate runs/nmnist --timesteps 8
     """
+    from json import dumps
+
+    from pmsm.errors import DataError
+    from pmsm.files import write_atomic
+    from pmsm.study.entries import EVALUATION
     from pmsm.study.experiment import evaluate_over_time, load_experiment
 
     use_threads(threads)
+    find_modules()
     experiment, source, qann = load_experiment(run)
     steps = experiment.timesteps if timesteps is None else timesteps
-    row = evaluate_over_time(qann, source, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
+    watched = replace(source, test=Tracked(source.test, "evaluate"))
+    row = evaluate_over_time(qann, watched, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
+    if mode == "integrate" and not reset_each_frame:
+        write_atomic(run / EVALUATION, dumps(row), DataError)
     lines = [
         f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
         for t, (accuracy, spikes) in enumerate(zip(row["accuracy"], row["spikes_per_neuron"], strict=True), 1)
@@ -78,15 +89,22 @@ def measure(
 
     Example: pmsm measure runs/nmnist --technology 45nm-int8
     """
+    from pmsm.errors import DataError
+    from pmsm.files import write_atomic
     from pmsm.snn.convert import convert
     from pmsm.study.energy.measure import measure
+    from pmsm.study.entries import MEASUREMENT
     from pmsm.study.experiment import load_experiment
 
     use_threads(threads)
+    find_modules()
     _, source, qann = load_experiment(run)
     stream = source.events is not None
+    batches = Tracked(source.test, "measure")
     found = measure(
-        convert(qann, mode=mode), source.test, timesteps or 1, stream=stream, technology=technology,
+        convert(qann, mode=mode), batches, timesteps or 1, stream=stream, technology=technology,
         convention=convention, memory=memory,
     )  # fmt: skip
+    if mode == "integrate":
+        write_atomic(run / MEASUREMENT.format(found.timesteps), found.as_json(), DataError)
     typer.echo(found.as_json() if json else str(found))

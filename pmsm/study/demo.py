@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import log2
@@ -32,11 +32,15 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.simulate import simulate
 from pmsm.snn.verify import Verification, verify
+from pmsm.study.findings import Watch, energy_of, operators_of, raster_of, unwatched
 from pmsm.study.report import write_report
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 CALIBRATION_IMAGES = 1024
 VERIFIED_IMAGES = 256
+ENERGY_IMAGES = 64
+WITHIN = 1.0
+"""Points of accuracy within which a baseline counts as equally good."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class Demo:
 Say = Callable[[str], None]
 
 
-def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: None) -> dict[str, Any]:
+def run_demo(
+    demo: Demo, command: str = "pmsm demo", say: Say = lambda line: None, watch: Watch = unwatched
+) -> dict[str, Any]:
     """Run the whole path; returns the record that `record.json` and `report.html` in `demo.out` hold as well.
 
     Raises:
@@ -98,9 +104,10 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
     say(f"{name}: {len(train_set):,} training images, {len(test_set):,} test images")
     torch.manual_seed(demo.seed)
     ann = SmallResNet(train_set.images.shape[1], train_set.class_count)
-    runner = _Runner(demo, budget, train_set, test_set, say)
+    runner = _Runner(demo, budget, train_set, test_set, say, watch)
     float_row = runner.train_float(ann)
     rows = [runner.method(ann, *method) for method in methods]
+    set_beside(rows[1], rows[2])
     record = {
         "format": "pmsm-run",
         "version": 1,
@@ -116,9 +123,11 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
         "float": float_row,
         "timesteps": list(TIMESTEPS),
         "methods": rows,
+        "operators": operators_of(ann, next(iter(runner.calibration))[0][:2], methods[1][1]),
+        "raster": runner.raster,
         "environment": environment(demo.seed),
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_atomic(demo.out / "record.json", json.dumps(record, indent=1), PMSMError)
@@ -129,13 +138,17 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
 class _Runner:
     """One data set, one budget: trains a network, and measures what each method makes of it."""
 
-    def __init__(self, demo: Demo, budget: Budget, train_set: Images, test_set: Images, say: Say):
-        self.demo, self.budget, self.say = demo, budget, say
+    def __init__(
+        self, demo: Demo, budget: Budget, train_set: Images, test_set: Images, say: Say, watch: Watch
+    ):
+        self.demo, self.budget, self.say, self.watch = demo, budget, say, watch
         shuffled = {"seed": demo.seed, "shuffle": True, "drop_last": True}
         self.train = Batches(train_set, budget.batch_size, augment=budget.augment, **shuffled)  # pyright: ignore
         self.calibration = Batches(train_set.take(slice(0, CALIBRATION_IMAGES)), 128)
         self.test = Batches(test_set, 250)
         self.verified = Batches(test_set.take(slice(0, VERIFIED_IMAGES)), 128)
+        self.priced = Batches(test_set.take(slice(0, ENERGY_IMAGES)), ENERGY_IMAGES)
+        self.raster: dict[str, Any] | None = None
 
     def train_float(self, ann: nn.Module) -> dict[str, Any]:
         """Train the float network; its row of the record."""
@@ -155,9 +168,11 @@ class _Runner:
         seconds = time.perf_counter() - start
         snn = convert(qann)
         found = verify(qann, snn, self.verified) if method.exact else None
-        accuracy, spikes = accuracy_over_time(snn, self.test, TIMESTEPS)
+        accuracy, spikes = accuracy_over_time(snn, self.watch(self.test, name), TIMESTEPS)
         self.say(f"{name}: {accuracy[0]:.2f} % at T=1, {accuracy[-1]:.2f} % at T={TIMESTEPS[-1]}"
                  + (f"; {found}" if found else "; T=1 is not promised to be exact"))  # fmt: skip
+        if method.exact and trained:
+            self.raster = raster_of(snn, next(iter(self.priced))[0][:1], "first test image")
         return {
             "name": name,
             "method": repr(method),
@@ -166,8 +181,9 @@ class _Runner:
             "spikes_per_neuron": spikes,
             "epochs": epochs,
             "seconds": seconds,
-            "verify": _verified(found),
+            "verify": verified(found),
             "sites": [site_row(site) for site in kept(qann, self.calibration)],
+            "energy": energy_of(snn, self.priced, TIMESTEPS),
         }
 
     def _train(self, network: nn.Module, name: str, epochs: int, lr: float) -> float:
@@ -186,8 +202,23 @@ class _Runner:
         return sum(epoch.seconds for epoch in history.epochs)
 
 
+def set_beside(own: dict[str, Any], baseline: dict[str, Any]) -> None:
+    """Add the energy of a baseline to what stands beside `own` at T=1: at the smallest T at which it is at
+    most `WITHIN` points less accurate; nothing where there is none.
+    """
+    first = own["energy"][0]
+    for accuracy, energy in zip(baseline["accuracy"], baseline["energy"], strict=True):
+        if accuracy >= own["accuracy"][0] - WITHIN:
+            first["beside"].append({
+                "name": f"{baseline['name']}, T={energy['timesteps']}", "technology": energy["technology"],
+                "energy_nj": energy["energy_nj"], "ratio": energy["energy_nj"] / first["energy_nj"],
+                "break_even": None,
+            })  # fmt: skip
+            return
+
+
 def accuracy_over_time(
-    snn: Network, batches: Batches, timesteps: tuple[int, ...]
+    snn: Network, batches: Iterable[Any], timesteps: tuple[int, ...]
 ) -> tuple[list[float], list[float]]:
     """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one
     run.
@@ -238,7 +269,8 @@ def _budget(train_set: Images, epochs: int | None) -> Budget:
     return Budget(epochs, budget.batch_size, budget.augment) if epochs is not None else budget
 
 
-def _verified(found: Verification | None) -> Mapping[str, Any] | None:
+def verified(found: Verification | None) -> Mapping[str, Any] | None:
+    """A verification as the record holds it."""
     if found is None:
         return None
     return {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
@@ -253,7 +285,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Short hash of the checkout this file lies in; None where it is installed otherwise."""
     here = Path(__file__).parent
     try:

@@ -137,11 +137,11 @@ def run_experiment(
             for epoch in history.epochs
         ]
 
-    ann = _float_network(experiment, source)
+    ann = float_network(experiment, source)
     float_curve = learn(ann, "float", experiment.epochs, FLOAT_LR)
     float_accuracy = evaluate(ann, source.valid)
     say(f"float network: {float_accuracy:.2f} %")
-    qann = calibrate(_quantized(experiment, source, ann), source.calibration)
+    qann = calibrate(quantized(experiment, source, ann), source.calibration)
     qann_curve = learn(qann, "qann", max(1, round(experiment.epochs * QAT_SHARE)), QAT_LR)
     qann_accuracy = evaluate(qann, source.valid)
     say(f"quantized network: {qann_accuracy:.2f} %")
@@ -168,7 +168,7 @@ def load_experiment(folder: Path) -> tuple[Experiment, Source, Network]:
             f"no finished run in {str(folder)!r} ({cause}). Make one: pmsm train --data ... --out {folder}."
         ) from cause
     source = load_source(experiment)
-    qann = _quantized(experiment, source, _float_network(experiment, source))
+    qann = quantized(experiment, source, float_network(experiment, source))
     load_weights(folder / "qann.safetensors", qann)
     return experiment, source, qann.eval()
 
@@ -186,8 +186,8 @@ def evaluate_over_time(
     """Accuracy in percent and spikes after each step, on the stream or on images shown for `timesteps` steps.
 
     Returns:
-        accuracy, spikes_per_neuron: one number per step; for events also spikes_per_event, all spikes over
-        all events.
+        accuracy, spikes_per_neuron: one number per step; samples; for events also spikes_per_event, all
+        spikes over all events.
 
     Raises:
         SettingsError: more steps than the recordings have frames.
@@ -214,6 +214,7 @@ def evaluate_over_time(
     row: dict[str, Any] = {
         "accuracy": (100 * right / samples).tolist(),
         "spikes_per_neuron": (sent.cumsum(0) / (samples * neurons)).tolist(),
+        "samples": samples,
     }
     if source.events is not None:
         row["spikes_per_event"] = float(sent.sum()) / source.events
@@ -224,13 +225,15 @@ def _framed(events: Any, framing: Framing) -> Any:
     return replace(events.to_frames(framing), scale=1 / EVENTS_PER_UNIT)
 
 
-def _float_network(experiment: Experiment, source: Source) -> nn.Module:
+def float_network(experiment: Experiment, source: Source) -> nn.Module:
+    """The untrained network of an experiment."""
     torch.manual_seed(experiment.seed)
     if experiment.network == "small":
         return SmallResNet(source.channels, source.classes)
     return build(experiment.network)
 
 
-def _quantized(experiment: Experiment, source: Source, ann: nn.Module) -> Network:
+def quantized(experiment: Experiment, source: Source, ann: nn.Module) -> Network:
+    """`ann` with a quantizer of the experiment's method at every site, not calibrated."""
     make: Any = METHODS[experiment.method]
     return quantize(ann, make(levels=experiment.levels), next(iter(source.valid))[0][:2])

@@ -3,43 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmsm.errors import PMSMError, import_extra
+from pmsm.errors import import_extra
 from pmsm.files import write_atomic
 from pmsm.study import plots
+from pmsm.study.record import read_record
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-FORMAT, VERSION = "pmsm-run", 1
-_VERIFY = {"max_difference": float, "codes": int, "different": int}
-_SITE = {
-    "name": str, "shape": [int], "scale": float, "quant_min": int, "quant_max": int, "entropy_bits": float,
-    "effective_bits": float, "max_bits": float, "histogram?": {int: float}, "silent?": float,
-    "saturated?": float,
-}  # fmt: skip
-_METHOD = {
-    "name": str, "method": str, "qann_accuracy": float, "accuracy": [float], "spikes_per_neuron": [float],
-    "epochs": int, "seconds": float, "verify?": _VERIFY, "sites?": [_SITE],
-}  # fmt: skip
-# What a record must hold. A key that ends in "?" may be missing or None; a number may be None, read as NaN.
-RECORD = {
-    "title": str,
-    "data": {"name": str, "train": int, "test": int, "shape": [int], "classes": int},
-    "network": {"name": str, "parameters": int, "sites": int, "neurons": int},
-    "float": {"accuracy": float, "epochs": int, "seconds": float},
-    "timesteps": [int],
-    "methods": [_METHOD],
-    "environment": {str: object},
-    "command": str,
-    "commit?": str,
-    "date?": str,
-}
-_KINDS = {str: "a text", int: "a whole number", float: "a number"}
 _DASH = "\N{EN DASH}"
 _WIDTHS = {"wide": 720, "narrow": 350}  # px; the page shows the one that fits
 
@@ -67,6 +42,8 @@ def write_report(record: Mapping[str, Any], path: str | Path) -> Path:
         at_one=dict(zip(record["timesteps"], featured["accuracy"], strict=True)).get(1, math.nan),
         noise=_noise(record["float"]["accuracy"], record["data"]["test"]),
         gain=_gain(methods, featured),
+        fates=_fates(record["operators"] or []),
+        energy=(featured["energy"] or [None])[0],
         palette=plots.SERIES,
         charts=_charts(record, featured),
     )
@@ -91,75 +68,6 @@ def summary(record: Mapping[str, Any]) -> "Group":
         accuracy.add_row(*_cells(method["name"], [method["qann_accuracy"], *method["accuracy"]], 1))
         spikes.add_row(*_cells(method["name"], method["spikes_per_neuron"], 2))
     return group(accuracy, spikes)
-
-
-def read_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked copy of a run record in which every optional key exists, None where the record has none.
-
-    Raises:
-        PMSMError: the text names the first key that is missing or holds something else.
-    """
-    if not isinstance(record, Mapping):
-        raise _malformed(f"it must be an object, got {type(record).__name__}")
-    for key, expected in (("format", FORMAT), ("version", VERSION)):
-        if record.get(key) != expected:
-            raise _malformed(f"{key!r} must be {expected!r}, got {record.get(key)!r}")
-    checked = _read(record, RECORD, "")
-    steps = checked["timesteps"]
-    if not steps or steps[0] < 1 or any(b <= a for a, b in pairwise(steps)):
-        raise _malformed(f"'timesteps' must be positive and ascending, got {steps}")
-    if not checked["methods"]:
-        raise _malformed("'methods' is empty")
-    for i, method in enumerate(checked["methods"]):
-        for key in ("accuracy", "spikes_per_neuron"):
-            found = len(method[key])
-            if found != len(steps):
-                raise _malformed(f"'methods[{i}].{key}' holds {found} values for {len(steps)} timesteps")
-    return checked
-
-
-def _read(value: Any, kind: Any, where: str) -> Any:
-    if isinstance(kind, dict):
-        if not isinstance(value, Mapping):
-            raise _malformed(f"{where!r} must be an object, got {type(value).__name__}")
-        if int in kind:
-            return {
-                _code(name, where): _read(item, kind[int], f"{where}.{name}") for name, item in value.items()
-            }
-        if str in kind:
-            return {str(name): _read(item, kind[str], f"{where}.{name}") for name, item in value.items()}
-        return {key.removesuffix("?"): _read_key(value, key, inner, where) for key, inner in kind.items()}
-    if isinstance(kind, list):
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise _malformed(f"{where!r} must be a list, got {type(value).__name__}")
-        return [_read(item, kind[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    if kind is float and value is None:
-        return math.nan
-    allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or (kind in (int, float) and isinstance(value, bool)):
-        raise _malformed(f"{where!r} must be {_KINDS[kind]}, got {value!r}")
-    return value
-
-
-def _read_key(record: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
-    name = key.removesuffix("?")
-    place = f"{where}.{name}" if where else name
-    if key.endswith("?") and record.get(name) is None:
-        return None
-    if name not in record:
-        raise _malformed(f"{place!r} is missing")
-    return _read(record[name], kind, place)
-
-
-def _code(name: Any, where: str) -> int:
-    try:
-        return int(name)
-    except ValueError:
-        raise _malformed(f"{where!r} has the key {name!r}, which is no spike count") from None
-
-
-def _malformed(what: str) -> PMSMError:
-    return PMSMError(f"cannot read the run record: {what}. Write it anew: pmsm demo.")
 
 
 def _featured(methods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -200,6 +108,21 @@ def _gain(methods: Sequence[Mapping[str, Any]], featured: Mapping[str, Any]) -> 
     return None
 
 
+_FATES = {
+    "site": "spiking neurons", "linear": "linear, on spikes at every step",
+    "analog": "linear, on analog values",
+    "static map": "nonlinear map, of the mean so far", "folded": "folded into the weights",
+    "passes": "only moves values", "replaced": "replaced by what its rule makes",
+    "unsupported": "without a rule",
+}  # fmt: skip
+
+
+def _fates(operators: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """What became of the operators, and which they are."""
+    groups = [(told, [o for o in operators if o["fate"] == fate]) for fate, told in _FATES.items()]
+    return [(told, group) for told, group in groups if group]
+
+
 def _charts(record: Mapping[str, Any], featured: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The SVG of each plot, wide and narrow; a plot for which the record has nothing is left out."""
     methods, steps = record["methods"], record["timesteps"]
@@ -214,6 +137,11 @@ def _charts(record: Mapping[str, Any], featured: Mapping[str, Any]) -> dict[str,
         charts["entropy"] = lambda width: plots.entropy_per_site(sites, width=width)
     if counted:
         charts["histograms"] = lambda width: plots.spike_histograms(counted, width=width)
+    if operators := (featured["energy"] or [{}])[0].get("operators"):
+        charts["energy"] = lambda width: plots.energy_per_operator(operators, width=width)
+    if raster := record["raster"]:
+        steps_shown = raster["timesteps"]
+        charts["raster"] = lambda width: plots.spike_raster(raster["layers"], steps_shown, width=width)
     return {name: {form: draw(width) for form, width in _WIDTHS.items()} for name, draw in charts.items()}
 
 

@@ -5,7 +5,9 @@ import io
 import json
 import math
 import re
+import subprocess
 from html.parser import HTMLParser
+from shutil import which
 
 import pytest
 from rich.console import Console
@@ -36,9 +38,30 @@ def method(
     return {
         "name": name, "method": f"{kind}(levels={levels})", "qann_accuracy": accuracy[0],
         "accuracy": accuracy, "spikes_per_neuron": [0.75 * t for t in STEPS], "epochs": epochs,
-        "seconds": 0.4, "verify": verify,
+        "seconds": 0.4, "verify": verify, "energy": [energy(t, sizes.get("sites", 3)) for t in STEPS],
         "sites": [site(f"stage{i}.relu", levels, spread) for i in range(sizes.get("sites", 3))],
     }  # fmt: skip
+
+
+def energy(t: int, operators: int) -> dict:
+    row = {"timesteps": t, "technology": "45nm-fp32", "convention": "unary", "samples": 64,
+           "energy_nj": 375.4 * t, "half_width_nj": 5.5, "synops": 1000.0 * t}  # fmt: skip
+    costs = {"reads": "spikes", "synops": 10.0, "energy_nj": 3.0, "float_nj": 14.0, "int8_nj": 0.7}
+    parts = [{"name": f"conv{i}", "kind": "Conv2d"} | costs for i in range(operators)]
+    parts.append(
+        {"name": "relu", "kind": "Neuron"} | costs | {"reads": "neurons", "float_nj": 0.0, "int8_nj": 0.0}
+    )
+    beside = [
+        {
+            "name": "float ANN",
+            "technology": "45nm-fp32",
+            "energy_nj": 1931.5,
+            "ratio": 5.15,
+            "break_even": None,
+        },
+        {"name": "int8 QANN", "technology": "45nm-int8", "energy_nj": 96.5, "ratio": 0.26, "break_even": 0.0},
+    ]
+    return row | ({"operators": parts, "beside": beside} if t == 1 else {})
 
 
 def run_record(**sizes) -> dict:
@@ -55,6 +78,13 @@ def run_record(**sizes) -> dict:
             method("PMSM, trained", "PMSM", trained, epochs=6, verify=EXACT, spread=1.9, **sizes),
             method("QCFS-IF", "QCFS", unsigned, epochs=6, verify=None, spread=2.0, **sizes),
         ],
+        "operators": [
+            {"name": "conv", "kind": "Conv2d", "fate": "analog", "macs": 1000},
+            {"name": "relu", "kind": "PMSM", "fate": "site", "macs": None},
+        ],
+        "raster": {"timesteps": 8, "sample": "first test sample",
+                   "layers": [{"name": "relu", "neurons": 500, "counts": [[1, 0, -2, 0, 3, 0, 0, 1]] * 12}]
+                   * sizes.get("sites", 3)},
         "environment": {"pmsm": "0.1.0", "torch": "2.9.0", "threads": 1, "seed": 0},
         "command": "pmsm demo --levels 9", "commit": "abc123", "date": "2025-11-02",
     }  # fmt: skip
@@ -171,10 +201,31 @@ def test_a_number_that_is_not_known_is_a_dash(record, page, missing):
 def test_optional_parts_may_be_missing(record, page):
     record["methods"] = record["methods"][:1]
     del record["methods"][0]["verify"], record["methods"][0]["sites"], record["commit"], record["date"]
+    del record["methods"][0]["energy"], record["operators"], record["raster"]
     text = Elements(page(record)).text
+    assert "What was converted" not in text
+    assert "Spikes of one sample" not in text
+    assert "nJ per sample" not in text
+    assert "Spikes are not energy" in text
     assert "Entropy kept" not in text
     assert "Spike counts" not in text
     assert "Step and split" not in text
+
+
+def test_energy_stands_beside_the_float_and_the_8_bit_network_with_its_interval(record, page):
+    text = Elements(page(record)).text
+    assert "PMSM, trained at T = 1: 375.4 ± 5.5 nJ per sample (mean of 64 samples" in text
+    assert "float ANN 45nm-fp32 1,931.5 5.15 \N{EN DASH}" in text
+    assert "int8 QANN 45nm-int8 96.5 0.26 never" in text
+    assert "An estimate from counts, not a measurement of a chip." in text
+
+
+def test_what_was_converted_is_told_by_fate_and_operator_by_operator(record, page):
+    text = Elements(page(record)).text
+    assert (
+        "What became of the 2 operators of the network: spiking neurons 1 linear, on analog values 1" in text
+    )
+    assert "conv Conv2d analog 1,000 relu PMSM site \N{EN DASH}" in text
 
 
 def test_sites_without_histograms_keep_their_table(record, page):
@@ -206,6 +257,9 @@ def test_sites_without_histograms_keep_their_table(record, page):
             "'methods[0].sites[0].histogram' has the key 'many', which is no spike count",
         ),
         (lambda r: r.update(methods=[]), "'methods' is empty"),
+        (lambda r: r["methods"][0]["energy"][0].pop("synops"), "'methods[0].energy[0].synops' is missing"),
+        (lambda r: r["raster"]["layers"][0].update(counts=[["a"]]),
+         "'raster.layers[0].counts[0][0]' must be a whole number, got 'a'"),
         (lambda r: r.update(timesteps=[4, 2]), "'timesteps' must be positive and ascending, got [4, 2]"),
     ],
 )  # fmt: skip
@@ -251,3 +305,50 @@ spikes per neuron (sum of |k| over the T steps)
   PMSM, trained           0.75   1.50   3.00   6.00   12.00   24.00
   [red]QCFS-IF            0.75   1.50   3.00   6.00   12.00   24.00
 """
+
+
+# ----------------------------------------------------------------------------------------------------------
+# In a browser
+# ----------------------------------------------------------------------------------------------------------
+
+BROWSER = which("chromium") or which("chromium-browser") or which("google-chrome")
+# The page in a frame of a phone's width: a headless window cannot be that narrow.
+FRAME = """<body><iframe id="page" src="report.html" width="{width}" height="800"></iframe><p id="told"></p>
+<script>
+page.onload = () => {{
+  const inside = page.contentDocument, root = inside.documentElement;
+  const style = page.contentWindow.getComputedStyle(inside.body);
+  const shown = [...inside.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().width > 0);
+  told.textContent = "TOLD" + JSON.stringify({{
+    overflow: root.scrollWidth - root.clientWidth, paper: style.backgroundColor, ink: style.color,
+    drawings: shown.length, narrow: shown.every(s => s.closest(".narrow")),
+  }}) + "END";
+}};
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+@pytest.mark.parametrize("width, dark", [(390, False), (390, True), (1000, False), (1000, True)])
+def test_a_browser_shows_the_page_without_a_complaint(record, tmp_path, width, dark):
+    write_report(record, tmp_path / "report.html")
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+               "--enable-logging=stderr", "--window-size=1200,900", "--virtual-time-budget=3000",
+               f"--user-data-dir={tmp_path / 'profile'}",
+               f"--blink-settings=preferredColorScheme={0 if dark else 1}"]  # fmt: skip
+    done = subprocess.run(
+        [str(BROWSER), *options, (tmp_path / "frame.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = re.search("TOLD(.*)END", done.stdout)
+    assert told is not None, done.stderr
+    found = json.loads(told[1])
+    assert "CONSOLE" not in done.stderr
+    assert found["overflow"] <= 0  # nothing wider than the screen, tables scroll by themselves
+    assert found["drawings"] == 5
+    assert found["narrow"] == (width < 640)
+    light, black = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
+    assert found["paper"] == (black if dark else light)
+    assert found["ink"] != found["paper"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pmsm.study import grid
 from pmsm.study.energy import text
 from pmsm.study.energy.firing import Estimate
 from pmsm.study.energy.prices import Prices, Traffic, priced_at
@@ -235,14 +236,14 @@ class Measurement:
 
     def table(self, which: str = "layers") -> "Table":
         """One of "layers", "firing", "comparison" for a rich console."""
-        return text.rich_table(text.GRIDS[which](self))
+        return grid.rich_table(text.GRIDS[which](self))
 
     def markdown(self) -> str:
         """The three tables and the summary."""
-        return "\n\n".join([*(text.markdown(grid(self)) for grid in text.GRIDS.values()), self.summary()])
+        return "\n\n".join([*(grid.markdown(make(self)) for make in text.GRIDS.values()), self.summary()])
 
     def __str__(self) -> str:
-        return "\n\n".join([*(text.plain(grid(self)) for grid in text.GRIDS.values()), self.summary()])
+        return "\n\n".join([*(grid.plain(make(self)) for make in text.GRIDS.values()), self.summary()])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but `per_neuron`, in types that JSON knows; the networks beside it by their energy."""

@@ -1,16 +1,14 @@
-"""How a measurement is told: three tables, plain, as Markdown or for a rich console, and a summary."""
+"""How a measurement is told: three tables and a summary."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Union
 
 from pmsm.study.energy.firing import Estimate
 from pmsm.study.energy.technology import CONVENTIONS
+from pmsm.study.grid import Grid
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pmsm.study.energy.measurement import Firing, Measurement, Row, Totals
 
 LEFT_OUT = (
@@ -19,15 +17,6 @@ LEFT_OUT = (
 )
 SIZES = 3
 """Sizes of counts that the table of firing shows one by one."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts: first `words` columns of words, then columns of numbers."""
-
-    columns: tuple[str, ...]
-    words: int
-    rows: list[tuple[str, ...]]
 
 
 def layers(m: "Measurement") -> Grid:
@@ -115,39 +104,6 @@ def summary(m: "Measurement") -> str:
         f"Convention {prices.convention}: {CONVENTIONS[prices.convention]}. "
         f"Prices {prices.technology.name}: {prices.technology.source}. {memory} {LEFT_OUT}"
     )
-
-
-def plain(grid: Grid) -> str:
-    """Columns of equal width."""
-    lines = []
-    table = [grid.columns, *grid.rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        aligned = [
-            f"{cell:{'<' if i < grid.words else '>'}{width}}"
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return "\n".join(lines)
-
-
-def markdown(grid: Grid) -> str:
-    """A table of GitHub's Markdown."""
-    rule = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (grid.columns, rule, *grid.rows))
-
-
-def rich_table(grid: Grid) -> "Table":
-    """For a rich console."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for i, column in enumerate(grid.columns):
-        table.add_column(column, justify="left" if i < grid.words else "right", overflow="fold")
-    for cells in grid.rows:
-        table.add_row(*map(Text, cells))
-    return table
 
 
 def _whole(x: int) -> str:

@@ -144,6 +144,27 @@ def test_a_product_of_spikes_is_driven_by_its_left_operand_at_one_timestep(spiki
     assert (first.work, first.dense.macs, second.dense.macs) == (Work(), 3 * 3 * 2, 3 * 3 * 2)
 
 
+class Weighted(Products):
+    """Attention: softmax(a b^T) v."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.a(x) @ self.b(x).transpose(1, 2), -1) @ self.v(x)
+
+
+def test_attention_with_its_softmax(spiking):
+    counted = measure(spiking(Weighted(), TOKENS), TOKENS)
+    first, second = (r for r in counted.rows if r.kind == "matmul")
+    softmax = next(r for r in counted.rows if "oftmax" in r.kind)
+    assert (first.synops.mean, first.events.mean) == (3 * 3, 3 * 3)
+    # Scores [[-1, 1, 0], [1, -2, 0], [0, 0, 0]]: a share above 1/2 is sent, one of 0.67 and one of 0.71.
+    assert (second.synops.mean, second.events.mean) == (2 * 2, 2 * 2)
+    # Each of 9 values: one comparison, a subtraction and a sum, an exponential and a division.
+    assert softmax.work == softmax.dense == Work(comparisons=9, adds=18, functions=18, values=18)
+    price = {c: counted.priced("45nm-fp32", c) for c in ("unary", "events", "graded")}
+    by_hand = {"unary": 0.9 * 13, "events": 0.9 * 13, "graded": 4.6 * 13}
+    assert {c: m.totals.spikes_pj for c, m in price.items()} == pytest.approx(by_hand)
+
+
 def test_a_product_of_spikes_is_a_dense_map_of_means_at_more(spiking):
     timesteps = 2
     counted = measure(spiking(Products(), TOKENS), TOKENS, timesteps)

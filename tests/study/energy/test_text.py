@@ -10,7 +10,8 @@ from torch import nn
 
 from pmsm.study.energy.measure import measure
 from pmsm.study.energy.measurement import Measurement
-from pmsm.study.energy.text import GRIDS, markdown, plain
+from pmsm.study.energy.text import GRIDS
+from pmsm.study.grid import markdown, plain
 
 # ruff: noqa: E501 -- tables, as they are printed
 GOLDEN = {

@@ -1,59 +1,23 @@
-"""What a run looks like: three plots as SVG text that takes its colors from the page around it.
+"""What a run looks like: accuracy over time, entropy and spike counts of each site."""
 
-Matplotlib draws with placeholder colors; `_svg` turns each into `currentColor` or a CSS variable with a
-fallback, so that one file reads in light and dark. No series is told apart by color alone: each has its
-marker and its dash.
-"""
-
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-from xml.sax.saxutils import quoteattr
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pmsm.errors import import_extra
-
-
-class Series(NamedTuple):
-    """How one method is drawn everywhere: its color on light and on dark paper, its marker and its dash."""
-
-    light: str
-    dark: str
-    marker: str
-    dash: Any
-
-
-# Okabe and Ito, "Color Universal Design" (2008): distinct under the common kinds of color blindness.
-SERIES = (
-    Series("#0072b2", "#56b4e9", "o", "-"),
-    Series("#d55e00", "#f0823c", "s", (0, (6, 2))),
-    Series("#009e73", "#2fc79b", "^", (0, (2, 1.5))),
-    Series("#b3608c", "#d98fb8", "D", (0, (8, 2, 2, 2))),
-    Series("#a87400", "#e69f00", "v", (0, (4, 1, 1, 1, 1, 1))),
-    Series("#5c6670", "#aab4be", "P", (0, (1, 1))),
+from pmsm.study.plots.svg import (
+    INK,
+    MUTED,
+    PAPER,
+    SERIES,
+    WIDE,
+    color,
+    drawing,
+    empty_figure,
+    number,
+    to_svg,
 )
-_INK, _MUTED, _GRID, _PAPER = "#000001", "#000002", "#000003", "#000004"
-_COLORS = {
-    _INK: "currentColor",
-    _MUTED: "var(--muted, #5b6470)",
-    _GRID: "var(--grid, #e3e6ea)",
-    _PAPER: "var(--paper, #ffffff)",
-    **{f"#0000{16 + i:02x}": f"var(--series-{i}, {s.light})" for i, s in enumerate(SERIES)},
-}
-_STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "pmsm", "text.parse_math": False, "font.family": "DejaVu Sans",
-    "font.size": 12, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED,
-    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.axisbelow": True,
-    "grid.color": _GRID, "grid.linewidth": 0.8, "xtick.color": _MUTED, "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "xtick.major.size": 3, "ytick.major.size": 0,
-    "lines.linewidth": 1.8, "lines.markersize": 7, "hatch.linewidth": 1.2,
-    "legend.frameon": False, "legend.handlelength": 3.2, "legend.borderpad": 0,
-}  # fmt: skip
-_WIDE = 560  # px; below it names stand above the plot instead of beside it
+
 _ZOOM_ABOVE = 15.0  # points of accuracy between best and worst, from which a second panel shows the top
 _ZOOM = 6.0  # points of accuracy in that panel
 _LOG_BELOW = 0.005  # share of the rarest code, below which its bar would vanish on a linear scale
@@ -76,24 +40,24 @@ def accuracy_against_timesteps(
         reference: accuracy of the float network in percent.
         width: px; under 560 the names stand in a legend, from there on at the ends of the curves.
     """
-    drawn = [(name, [_number(value) for value in values]) for name, values in curves]
-    windows = _windows([v for _, values in drawn for v in values] + [_number(reference)])
-    with _drawing():
-        legend = 0 if width >= _WIDE else 20 * len(drawn) + 20
-        figure = _figure(width, 190 + 110 * len(windows) + legend)
+    drawn = [(name, [number(value) for value in values]) for name, values in curves]
+    windows = _windows([v for _, values in drawn for v in values] + [number(reference)])
+    with drawing():
+        legend = 0 if width >= WIDE else 20 * len(drawn) + 20
+        figure = empty_figure(width, 190 + 110 * len(windows) + legend)
         ratios = [2.4, 1][: len(windows)]
         panels = figure.subplots(len(windows), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
         for axes, window in zip(panels, windows, strict=True):
-            _draw_curves(axes, timesteps, drawn, _number(reference), window)
+            _draw_curves(axes, timesteps, drawn, number(reference), window)
         panels[0].set_ylabel("accuracy (%)" if len(windows) == 1 else f"accuracy (%), top {_ZOOM:.0f} points")
         for axes in panels[1:]:
             axes.set_ylabel("all")
         panels[-1].set_xlabel("timesteps T")
-        if width >= _WIDE:
-            _label_ends(panels[0], timesteps, drawn, _number(reference))
+        if width >= WIDE:
+            _label_ends(panels[0], timesteps, drawn, number(reference))
         else:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=1)
-        return _svg(figure, "accuracy", "Accuracy in percent against the number of timesteps, per method")
+        return to_svg(figure, "accuracy", "Accuracy in percent against the number of timesteps, per method")
 
 
 def entropy_per_site(methods: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], *, width: int = 720) -> str:
@@ -106,9 +70,9 @@ def entropy_per_site(methods: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
     """
     rows = list(dict.fromkeys(site["name"] for _, sites in methods for site in sites))
     pitch = 12 * len(methods) + 22
-    with _drawing():
-        columns = 2 if width >= _WIDE else 1
-        figure = _figure(width, pitch * len(rows) + 50 + 20 * math.ceil((len(methods) + 1) / columns))
+    with drawing():
+        columns = 2 if width >= WIDE else 1
+        figure = empty_figure(width, pitch * len(rows) + 50 + 20 * math.ceil((len(methods) + 1) / columns))
         axes = figure.subplots()
         for index, (name, sites) in enumerate(methods):
             lane = {row: pitch * r + 18 + 12 * index for r, row in enumerate(rows)}
@@ -117,7 +81,7 @@ def entropy_per_site(methods: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
         for r, row in enumerate(rows):
             axes.text(0, pitch * r + 4, row, fontsize=11, va="center")
         bits = [
-            _number(site[key])
+            number(site[key])
             for _, sites in methods
             for site in sites
             for key in ("entropy_bits", "max_bits")
@@ -128,7 +92,7 @@ def entropy_per_site(methods: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         figure.legend(loc="outside upper left", ncols=columns)
-        return _svg(figure, "entropy", "Entropy of the code at each site in bits, per method")
+        return to_svg(figure, "entropy", "Entropy of the code at each site in bits, per method")
 
 
 def spike_histograms(sites: Sequence[Mapping[str, Any]], *, width: int = 720) -> str:
@@ -145,8 +109,8 @@ def spike_histograms(sites: Sequence[Mapping[str, Any]], *, width: int = 720) ->
     log = min(positive, default=1.0) < _LOG_BELOW
     top = max(positive, default=1.0)
     limits = (10.0 ** (math.ceil(math.log10(min(positive))) - 1), 1.0) if log else (0.0, min(1.0, 1.15 * top))
-    with _drawing():
-        figure = _figure(width, 128 * rows + 22)
+    with drawing():
+        figure = empty_figure(width, 128 * rows + 22)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes, site, panel in zip(panels, sites, shares, strict=False):
             axes.set(yscale="log" if log else "linear", ylim=limits)
@@ -155,14 +119,10 @@ def spike_histograms(sites: Sequence[Mapping[str, Any]], *, width: int = 720) ->
         for axes in panels[len(sites) :]:
             axes.set_axis_off()
         figure.supylabel("share of codes" + (", log scale" if log else ""), fontsize=12)
-        return _svg(figure, "histograms", "Share of every spike count at every site at T=1")
+        return to_svg(figure, "histograms", "Share of every spike count at every site at T=1")
 
 
 _Curve = tuple[str, list[float]]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _windows(values: Sequence[float]) -> list[tuple[float, float]]:
@@ -189,12 +149,12 @@ def _draw_curves(
     axes.locator_params(axis="y", nbins=5 if window[1] - window[0] < 2 * _ZOOM else 4)
     if math.isfinite(reference):
         label = f"float {reference:.1f}"
-        axes.axhline(reference, color=_INK, linewidth=1.0, linestyle=(0, (1, 2)), label=label)
+        axes.axhline(reference, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), label=label)
     for index, (name, values) in enumerate(curves):
         style = SERIES[index % len(SERIES)]
         axes.plot(
-            timesteps, values, color=_series(index), marker=style.marker, linestyle=style.dash, label=name,
-            markeredgecolor=_PAPER, markeredgewidth=1.0, zorder=3 + index / 100,
+            timesteps, values, color=color(index), marker=style.marker, linestyle=style.dash, label=name,
+            markeredgecolor=PAPER, markeredgewidth=1.0, zorder=3 + index / 100,
         )  # fmt: skip
 
 
@@ -202,17 +162,17 @@ def _label_ends(axes: Any, timesteps: Sequence[int], curves: Sequence[_Curve], r
     """Names beside the ends of their curves, pushed apart to at least one line of text."""
     low, high = axes.get_ylim()
     right = (timesteps[-1] / timesteps[0] * 1.25) ** 0.09  # 9 % of the panel's width
-    ends = [(reference, "float", _INK, "")]
+    ends = [(reference, "float", INK, "")]
     for index, (name, values) in enumerate(curves):
         last = [value for value in values if math.isfinite(value)][-1:]
-        ends += [(value, name, _series(index), SERIES[index % len(SERIES)].marker) for value in last]
+        ends += [(value, name, color(index), SERIES[index % len(SERIES)].marker) for value in last]
     ends = sorted((end for end in ends if math.isfinite(end[0])), key=lambda end: end[0])
     heights = [min(max(end[0], low), high) for end in ends]
     places = _spread(heights, 18 / 220 * (high - low))  # 18 px of the panel's about 220
-    for (_, name, color, marker), height, place in zip(ends, heights, places, strict=True):
+    for (_, name, ink, marker), height, place in zip(ends, heights, places, strict=True):
         line = [timesteps[-1] * right**0.2, timesteps[-1] * right**0.8]
         axes.plot(
-            line, [height, place], color=color, marker=marker, markevery=[1], linewidth=1.0, clip_on=False
+            line, [height, place], color=ink, marker=marker, markevery=[1], linewidth=1.0, clip_on=False
         )
         axes.text(timesteps[-1] * right, place, name, va="center")
 
@@ -232,26 +192,24 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 def _draw_lane(
     axes: Any, index: int, name: str, points: Sequence[tuple[float, Mapping[str, Any]]], *, is_last: bool
 ) -> None:
-    color, style = _series(index), SERIES[index % len(SERIES)]
+    ink, style = color(index), SERIES[index % len(SERIES)]
     places = [place for place, _ in points]
-    bits = [_number(site["entropy_bits"]) for _, site in points]
-    most = [_number(site["max_bits"]) for _, site in points]
-    axes.hlines(places, 0, bits, color=color, linewidth=1.6)
-    axes.plot(bits, places, color=color, marker=style.marker, linestyle="none", label=name, clip_on=False)
+    bits = [number(site["entropy_bits"]) for _, site in points]
+    most = [number(site["max_bits"]) for _, site in points]
+    axes.hlines(places, 0, bits, color=ink, linewidth=1.6)
+    axes.plot(bits, places, color=ink, marker=style.marker, linestyle="none", label=name, clip_on=False)
     label = "most these levels can hold" if is_last else None
-    axes.plot(
-        most, places, color=_INK, marker="|", markersize=9, linestyle="none", label=label, clip_on=False
-    )
+    axes.plot(most, places, color=INK, marker="|", markersize=9, linestyle="none", label=label, clip_on=False)
     for place, value in zip(places, bits, strict=True):
         if math.isfinite(value):
             axes.annotate(
                 f"{value:.2f}", (1, place), xycoords=("axes fraction", "data"), xytext=(10, 0),
-                textcoords="offset points", va="center", fontsize=10, color=_MUTED, annotation_clip=False,
+                textcoords="offset points", va="center", fontsize=10, color=MUTED, annotation_clip=False,
             )  # fmt: skip
 
 
 def _shares(site: Mapping[str, Any]) -> dict[int, float]:
-    shares = {int(code): _number(share) for code, share in site["histogram"].items()}
+    shares = {int(code): number(share) for code, share in site["histogram"].items()}
     return {code: share for code, share in sorted(shares.items()) if math.isfinite(share)}
 
 
@@ -259,9 +217,9 @@ def _draw_histogram(axes: Any, site: Mapping[str, Any], shares: Mapping[int, flo
     path = import_extra("matplotlib.path", "report").Path
     patch = import_extra("matplotlib.patches", "report").PathPatch
     looks = (
-        (lambda code: code < 0, {"facecolor": _series(1), "hatch": "////", "edgecolor": _PAPER}),
-        (lambda code: code == 0, {"facecolor": "none", "edgecolor": _INK, "linewidth": 1.2}),
-        (lambda code: code > 0, {"facecolor": _series(0)}),
+        (lambda code: code < 0, {"facecolor": color(1), "hatch": "////", "edgecolor": PAPER}),
+        (lambda code: code == 0, {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2}),
+        (lambda code: code > 0, {"facecolor": color(0)}),
     )
     for belongs, look in looks:  # one path per sign, not one per bar: small files at 33 levels
         bars = [(code, share) for code, share in shares.items() if belongs(code) and share > floor]
@@ -277,43 +235,3 @@ def _draw_histogram(axes: Any, site: Mapping[str, Any], shares: Mapping[int, flo
     axes.grid(axis="y")
     name = site["name"] if len(site["name"]) <= 22 else "\N{HORIZONTAL ELLIPSIS}" + site["name"][-21:]
     axes.set_title(name, fontsize=11, loc="left")
-
-
-def _series(index: int) -> str:
-    return f"#0000{16 + index % len(SERIES):02x}"
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    with import_extra("matplotlib", "report").rc_context(_STYLE), warnings.catch_warnings():
-        # Names in any script: the browser has the glyphs that matplotlib only misses when it measures.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        yield
-
-
-def _figure(width: float, height: float) -> Any:
-    """An empty figure of `width` x `height` px, one user unit of the SVG per px."""
-    figure = import_extra("matplotlib.figure", "report").Figure(figsize=(width / 72, height / 72))
-    figure.set_layout_engine("constrained", w_pad=4 / 72, h_pad=5 / 72)
-    return figure
-
-
-def _svg(figure: Any, name: str, title: str) -> str:
-    """The figure as one <svg>: fluid width, the page's font and colors, ids that do not clash on one page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    prefix = f"{name}-{width:.0f}-"
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib < 3.11
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"#0000[01][0-9a-f]", lambda match: _COLORS.get(match[0], match[0]), svg)
-    svg = re.sub(r'fill="(var\([^"]*)"', r'style="fill: \1"', svg)  # variables belong into styles
-    look = f"width: 100%; max-width: {width:.0f}px; height: auto; font-family: var(--font, sans-serif)"
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label={quoteattr(title)}'
-    return f'{head} style="{look}">' + svg[svg.index(">") + 1 :]

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pmsm.study.plots import SERIES, _spread, accuracy_against_timesteps, entropy_per_site, spike_histograms
+from pmsm.study.plots import SERIES, accuracy_against_timesteps, entropy_per_site, spike_histograms
+from pmsm.study.plots.runs import _spread
 
 STEPS = [1, 2, 4, 8]
 SITE = {
