@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import log2
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pmsm
 from pmsm.ann import data
@@ -117,7 +117,7 @@ def run_demo(demo: Demo, command: str = "pmsm demo", say: Say = lambda line: Non
         "methods": rows,
         "environment": environment(demo.seed),
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
     write_atomic(demo.out / "record.json", json.dumps(record, indent=1), PMSMError)
@@ -186,7 +186,7 @@ class _Runner:
 
 
 def accuracy_over_time(
-    snn: Network, batches: Batches, timesteps: tuple[int, ...]
+    snn: Network, batches: Iterable[tuple[Tensor, Tensor]], timesteps: tuple[int, ...]
 ) -> tuple[list[float], list[float]]:
     """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one
     run.
@@ -252,7 +252,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Short hash of the checkout this file lies in; None where it is installed otherwise."""
     here = Path(__file__).parent
     try:
