@@ -143,14 +143,21 @@ class Workers:
 
     @contextmanager
     def contact(self, when: str) -> Iterator[None]:
-        """Tell the loss of another process as what it is, with the way on.
+        """Tell what only several processes run into as what it is, with the way on.
 
         Raises:
-            TrainingError: another process has ended.
+            TrainingError: another process has ended, or a parameter takes no part.
         """
         try:
             yield
         except (RuntimeError, TrainingError) as error:
+            if self.count > 1 and "finished reduction" in str(error):
+                raise TrainingError(
+                    f"some parameters take no part in the answer {when}, and processes cannot average "
+                    f"gradients that are not there. Freeze them, parameter.requires_grad_(False), or let torch "
+                    f"look for them: train(..., accelerator=Accelerator(kwargs_handlers=[DistributedDataParallelKwargs("
+                    f"find_unused_parameters=True)])) from accelerate."
+                ) from error
             if self.count == 1 or not _is_loss(error):
                 raise
             raise TrainingError(

@@ -62,6 +62,7 @@ class Recipe:
     Args:
         data: key of `DATA`.
         network: function of `pmsm.ann.models`, or a source that `pmsm explain` takes.
+        network_options: (name, value) of what that function is given besides classes and channels.
         qat: training of the quantized network; None: calibrated only.
         pretraining: of the float network from random weights; None: its weights are given.
         weights: name of the file of float weights (safetensors, a state dict), "" for random ones.
@@ -86,6 +87,7 @@ class Recipe:
     data: str
     network: str
     qat: Phase | None
+    network_options: tuple[tuple[str, Any], ...] = ()
     pretraining: Phase | None = None
     weights: str = ""
     new_head: str = ""
@@ -174,7 +176,8 @@ class Recipe:
 def recipe_of(row: dict[str, Any]) -> Recipe:
     """The recipe that `dataclasses.asdict` has written down, perhaps by way of JSON."""
     made: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
-    made["progressive"] = tuple(tuple(stage) for stage in row["progressive"])
+    for pairs in ("progressive", "network_options"):
+        made[pairs] = tuple(tuple(pair) for pair in row[pairs])
     for phase in ("qat", "pretraining"):
         made[phase] = row[phase] and Phase(**row[phase])
     return Recipe(**made)

@@ -93,7 +93,7 @@ def float_network(recipe: Recipe, sets: Sets, seed: int) -> nn.Module:
         network = build(name)
     elif name in models.__all__:
         grey = {} if channels == 3 else {"in_channels": channels}
-        network = getattr(models, name)(classes=classes, **grey)
+        network = getattr(models, name)(classes=classes, **grey, **dict(recipe.network_options))
     else:
         raise SettingsError(f"no network {name!r} in pmsm.ann.models. There are {', '.join(models.__all__)}.")
     if recipe.size is None:

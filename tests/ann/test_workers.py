@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+import pmsm
 from pmsm.ann.batchnorm import over_all_processes
 from pmsm.ann.evaluate import evaluate
 from pmsm.ann.train import train
@@ -42,6 +43,17 @@ def network(norm: bool, seed: int = 0) -> nn.Sequential:
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 4))
 
 
+class Half(nn.Module):
+    """A network of which a part takes no part."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = network(norm=True), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
 def curves() -> dict[str, dict]:
     """Loss and accuracies of every run, and the weights they end in."""
     found = {}
@@ -65,8 +77,16 @@ def told(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     found: dict[str, Any] = curves()
     found["evaluation"] = evaluate(network(norm=True), BATCHES, accelerator=accelerator)
-    ann = network(norm=True)
-    train(ann, BATCHES, epochs=1, progress=False)
+    ann = pmsm.quantize(network(norm=True), pmsm.PMSM(levels=9), X[:2])
+    pmsm.calibrate(ann, BATCHES)
+    history = train(ann, BATCHES, BATCHES, epochs=2, lr=0.02, precision="fp32", progress=False)
+    found["qann"] = [[row.loss, row.accuracy, row.valid_accuracy] for row in history.epochs]
+    found["differ"] = pmsm.verify(ann, pmsm.convert(ann), X).different
+    ann = Half()
+    try:
+        train(ann, BATCHES, epochs=1, progress=False)
+    except TrainingError as error:
+        found["unused"] = str(error)
     found["batchnorm"] = [name for name, module in ann.named_modules() if "forward" in vars(module)]
     (folder / f"{accelerator.process_index}.json").write_text(json.dumps(found))
 
@@ -128,6 +148,21 @@ def test_two_processes_give_the_curve_of_one(one, two, name):
     assert two[0][name]["loss"] == pytest.approx(one[name]["loss"], rel=1e-6)
     assert two[0][name]["accuracy"] == one[name]["accuracy"]
     assert two[0][name]["weights"] == pytest.approx(one[name]["weights"], rel=1e-5, abs=1e-6)
+
+
+def test_a_quantized_network_learns_and_converts_as_in_one_process(two):
+    ann = pmsm.calibrate(pmsm.quantize(network(norm=True), pmsm.PMSM(levels=9), X[:2]), BATCHES)
+    history = train(ann, BATCHES, BATCHES, epochs=2, lr=0.02, precision="fp32")
+    alone = [[row.loss, row.accuracy, row.valid_accuracy] for row in history.epochs]
+    assert two[0]["qann"] == two[1]["qann"]
+    # As above, and no value lies so near to the border of two codes that a rounding moves it.
+    torch.testing.assert_close(torch.tensor(two[0]["qann"]), torch.tensor(alone), rtol=1e-5, atol=0)
+    assert two[0]["differ"] == 0
+
+
+def test_parameters_that_take_no_part_are_told_with_the_remedy(two):
+    assert re.search(r"take no part .*requires_grad_\(False\).*find_unused_parameters=True", two[0]["unused"])
+    train(Half(), BATCHES, epochs=1, precision="fp32")
 
 
 def test_two_processes_evaluate_exactly_as_one(two):

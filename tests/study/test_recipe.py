@@ -12,7 +12,7 @@ from pmsm.study.recipe import Phase, Recipe, read_recipe, recipe_of
 STAGES = ((0, 33), (6, 17), (12, 9))
 RECIPE = Recipe(
     data="cifar10", network="resnet20", weights="w.safetensors", qat=Phase(epochs=18, lr=0.01),
-    mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), progressive=STAGES, distill=0.5,
+    network_options=(("in_channels", 3),), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), progressive=STAGES, distill=0.5,
 )  # fmt: skip
 
 
