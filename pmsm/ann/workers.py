@@ -154,9 +154,9 @@ class Workers:
             if self.count > 1 and "finished reduction" in str(error):
                 raise TrainingError(
                     f"some parameters take no part in the answer {when}, and processes cannot average "
-                    f"gradients that are not there. Freeze them, parameter.requires_grad_(False), or let torch "
-                    f"look for them: train(..., accelerator=Accelerator(kwargs_handlers=[DistributedDataParallelKwargs("
-                    f"find_unused_parameters=True)])) from accelerate."
+                    f"gradients that are not there. Freeze them, parameter.requires_grad_(False), or let "
+                    f"torch look for them: train(..., accelerator=Accelerator(kwargs_handlers=["
+                    f"DistributedDataParallelKwargs(find_unused_parameters=True)])), both from accelerate."
                 ) from error
             if self.count == 1 or not _is_loss(error):
                 raise

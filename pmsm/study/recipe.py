@@ -112,6 +112,11 @@ class Recipe:
                 raise SettingsError(
                     f"a recipe needs {word} out of {', '.join(known)}, got {getattr(self, word)!r}."
                 )
+        if self.network_options and ":" in self.network:
+            raise SettingsError(
+                f"a recipe's network_options go to a function of pmsm.ann.models, and {self.network!r} is "
+                f"none. Set them in that function itself."
+            )
         if not self.weights and self.pretraining is None:
             raise SettingsError(
                 "a recipe needs a trained float network: weights='file.safetensors', or "

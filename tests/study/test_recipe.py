@@ -12,7 +12,8 @@ from pmsm.study.recipe import Phase, Recipe, read_recipe, recipe_of
 STAGES = ((0, 33), (6, 17), (12, 9))
 RECIPE = Recipe(
     data="cifar10", network="resnet20", weights="w.safetensors", qat=Phase(epochs=18, lr=0.01),
-    network_options=(("in_channels", 3),), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), progressive=STAGES, distill=0.5,
+    network_options=(("in_channels", 3),), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
+    progressive=STAGES, distill=0.5,
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def test_a_phase_gives_train_all_but_what_makes_batches():
     [
         ({"data": "mnist"}, "needs data out of cifar10, .* got 'mnist'"),
         ({"method": "magic"}, "needs method out of pmsm, .* got 'magic'"),
+        ({"network": "own:net", "network_options": (("depth", 2),)}, "'own:net' is none"),
         ({"weights": ""}, r"weights='file\.safetensors', or pretraining=Phase"),
         ({"timesteps": ()}, "rising timesteps >= 1"),
         ({"timesteps": (2, 1)}, "rising timesteps >= 1"),
