@@ -61,6 +61,8 @@ def train(
     else:
         _refuse({name: value is not None for name, value in mine.items()}, "not a recipe's, which decides it")
         row, out = _by_recipe(recipe, shared, data, weights, seed, out, results, device, smoke, resume, say)
+    if not row:  # another process of the same run tells
+        return
     where = shlex.quote(str(out))
     tell(row, json, f"Go on with: pmsm convert {where}; pmsm evaluate {where}")
 

@@ -57,6 +57,11 @@ class Order:
     device: str = "auto"
 
     @property
+    def writes(self) -> bool:
+        """Whether this process is the only one, or the first of several."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @property
     def place(self) -> torch.device:
         """The device; of several processes started by torchrun, each has its own GPU."""
         wanted = self.device
@@ -70,10 +75,13 @@ class Order:
 def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> dict[str, Any]:
     """Run it all; the line that `order.results` gets, and `order.out`/run.json as well.
 
+    Of several processes started by torchrun all train, the first one measures, and the others return {}.
+
     Raises:
         PMSMError: whatever step refuses, in its own words.
     """
     start = time.perf_counter()
+    say = say if order.writes else lambda line: None
     recipe = recipe.smoke() if order.smoke else recipe
     sets = load_sets(recipe, order.data, smoke=order.smoke)
     say(f"{sets.name}: {len(sets.train):,} training and {len(sets.test):,} test pictures")
@@ -84,6 +92,8 @@ def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> di
     qann, history = run.quantized_network(ann)
     qann_accuracy = evaluate(qann, run.test)
     say(f"quantized network: {qann_accuracy:.2f} %")
+    if not order.writes:
+        return {}
     found = run.measured(qann)
     say(", ".join(f"T={t} {a:.2f} %" for t, a in zip(recipe.timesteps, found["accuracy"], strict=True)))
     line = {
@@ -189,8 +199,6 @@ def _seconds(history: History | None) -> float:
 
 def _write(line: dict[str, Any], order: Order) -> None:
     """run.json in the folder of the run, and the line of results."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes
-        return
     row = {"format": FORMAT, "version": 1, "folder": str(order.data), "smoke": order.smoke, **line}
     write_atomic(order.out / "run.json", json.dumps(row, indent=1), CheckpointError)
     if order.results is None or order.smoke:

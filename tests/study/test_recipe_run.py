@@ -200,6 +200,14 @@ def test_stages_bring_every_site_to_the_levels_of_the_epoch(data):
     assert sites[0].rho == 0.5, "the same levels leave what was learned"
 
 
+def test_of_several_processes_the_first_one_measures_and_writes(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    told = []
+    assert run_recipe(SMALL, Order("small", data, tmp_path, smoke=True), told.append) == {}
+    assert told == []
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_qcfs_takes_the_same_path_and_promises_nothing_at_one_step(data, tmp_path):
     line = run_recipe(SMALL.with_options(method="qcfs"), Order("small", data, tmp_path, smoke=True))
     assert (line["method"], line["codes_compared"]) == ("qcfs", None)
