@@ -21,6 +21,5 @@ RECIPE = Recipe(
     ),
     progressive=((0, 33), (10, 17), (20, 9)),
     distill=0.9,
-    rule="mse",  # the default rule clips what a transformer cannot spare, docs/results.md
     budget="for a GPU; not measured.",
 )  # fmt: skip

@@ -24,7 +24,6 @@ RECIPE = Recipe(
     ),
     progressive=((0, 33), (4, 17), (8, 9)),
     distill=0.9,
-    rule="mse",  # the default rule clips what a transformer cannot spare, docs/results.md
     calibration_images=256,
     test_batch=50,
     timesteps=(1, 2, 4, 8),

@@ -20,7 +20,6 @@ RECIPE = Recipe(
     ),
     progressive=((0, 33), (3, 17)),
     distill=0.9,
-    rule="mse",  # the default rule clips what a transformer cannot spare, docs/results.md
     calibration_images=512,
     test_batch=50,
     timesteps=(1, 2, 4, 8),
