@@ -84,6 +84,7 @@ class Loop:
                 rows = self.resumed(checkpoint)
             check_finite(self.network, "before training", "Initialize it, or load whole weights.")
             first = len(rows)
+            self.workers.refuse_disagreement(first)
             for epoch in range(first, self.settings.epochs):
                 with self.workers.contact(f"in epoch {epoch + 1}"):
                     rows.append(self.epoch(epoch, first=epoch == first))

@@ -119,6 +119,18 @@ class Workers:
         assert isinstance(everyone, Tensor)
         return {int(everyone.min()), int(everyone.max())}
 
+    def refuse_disagreement(self, epochs: int) -> None:
+        """Refuse to go on where processes have resumed from different numbers of finished epochs.
+
+        Raises:
+            TrainingError: they have; most likely one does not see the checkpoint.
+        """
+        if len(found := self.ends({epochs})) > 1:
+            raise TrainingError(
+                f"the processes have resumed from checkpoints of {min(found)} to {max(found)} epochs. Put "
+                f"the checkpoint where all of them see it: train(..., checkpoint='/shared/run.ckpt')."
+            )
+
     def unsynchronized(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients are gathered up without being averaged."""
         return self.accelerator.no_sync(wrapped) if self.count > 1 else nullcontext()
