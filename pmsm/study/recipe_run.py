@@ -199,7 +199,9 @@ def _seconds(history: History | None) -> float:
 
 def _write(line: dict[str, Any], order: Order) -> None:
     """run.json in the folder of the run, and the line of results."""
-    row = {"format": FORMAT, "version": 1, "folder": str(order.data), "smoke": order.smoke, **line}
+    same = {name: line[name] for name in ("network", "method", "levels", "seed")}  # as runs without a recipe
+    row = {"format": FORMAT, "version": 1, "folder": str(order.data), "smoke": order.smoke,
+           "experiment": same, "qann_curve": line["curve"], **line}  # fmt: skip
     write_atomic(order.out / "run.json", json.dumps(row, indent=1), CheckpointError)
     if order.results is None or order.smoke:
         return
