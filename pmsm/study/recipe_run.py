@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pmsm.ann.checkpoint import load_weights
+from pmsm.ann.precision import tf32
 from pmsm.ann.schedule import History
 from pmsm.ann.train import evaluate, train
 from pmsm.errors import CheckpointError
@@ -86,6 +87,17 @@ def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> di
     sets = load_sets(recipe, order.data, smoke=order.smoke)
     say(f"{sets.name}: {len(sets.train):,} training and {len(sets.test):,} test pictures")
     run = _Run(recipe, order, sets)
+    with tf32(run.device, False):  # where a GPU would round what is to be compared bit for bit
+        line = _steps(run, say)
+    if line:
+        line |= {"seconds": time.perf_counter() - start, "environment": environment(order.seed)}
+        _write(line, order)
+    return line
+
+
+def _steps(run: "_Run", say: Say) -> dict[str, Any]:
+    """Every step in turn; what a line of results says of them."""
+    recipe, order, sets = run.recipe, run.order, run.sets
     ann, pretrained = run.float_network()
     float_accuracy = evaluate(ann, run.test)
     say(f"float network: {float_accuracy:.2f} %")
@@ -96,7 +108,7 @@ def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> di
         return {}
     found = run.measured(qann)
     say(", ".join(f"T={t} {a:.2f} %" for t, a in zip(recipe.timesteps, found["accuracy"], strict=True)))
-    line = {
+    return {
         "recipe": order.name, "network": recipe.network, "method": recipe.method, "levels": recipe.levels,
         "epochs": recipe.qat.epochs if recipe.qat else 0, "lr": recipe.qat.lr if recipe.qat else None,
         "seed": order.seed, "data": sets.name, "note": recipe.note, "images": len(sets.test),
@@ -104,12 +116,9 @@ def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> di
         "float_accuracy": float_accuracy, "qann_accuracy": qann_accuracy,
         "timesteps": list(recipe.timesteps), **found,
         "float_curve": _curve(pretrained), "curve": _curve(history),
-        "seconds": time.perf_counter() - start, "training_seconds": _seconds(pretrained) + _seconds(history),
+        "training_seconds": _seconds(pretrained) + _seconds(history),
         "settings": asdict(recipe), "commit": commit(), "device": run.device_name,
-        "environment": environment(order.seed),
     }  # fmt: skip
-    _write(line, order)
-    return line
 
 
 def load_recipe_run(folder: Path, row: dict[str, Any]) -> tuple[Recipe, Sets, Network]:
