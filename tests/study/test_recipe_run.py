@@ -98,25 +98,29 @@ def test_the_recipes_are_found():
 
 
 @pytest.fixture
-def short_vit(tmp_path, monkeypatch):
-    """ViT-S/16 with one of its twelve blocks: the whole takes most of a minute."""
+def short(tmp_path, monkeypatch, data):
+    """A recipe of a vision transformer with one of its blocks and few levels: the whole takes minutes."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def written(classes: int) -> str:
+    def shortened(recipe: Recipe) -> Recipe:
+        recipe = replace(recipe, levels=3, progressive=((0, 5), (1, 3)))
+        if recipe.network == "vit_tiny_patch4_32":
+            return replace(recipe, network_options=(*recipe.network_options, ("depth", 1)))
+        classes = load_sets(recipe, data).train.class_count
         (tmp_path / f"short{classes}.py").write_text(
             "from pmsm.ann.models.vit import VisionTransformer\n"
             f"def vit(): return VisionTransformer(224, 16, 384, 1, 6, {classes})\n"
         )
-        return f"short{classes}:vit"
+        return replace(recipe, network=f"short{classes}:vit")
 
-    return written
+    return shortened
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_recipe_runs_in_two_steps_and_writes_no_line(name, data, weights, short_vit, tmp_path):
+def test_the_recipe_runs_in_two_steps_and_writes_no_line(name, data, weights, short, tmp_path):
     recipe = read_recipe(RECIPES / f"{name}.py")
-    if recipe.network == "vit_small_patch16_224":
-        recipe = replace(recipe, network=short_vit(load_sets(recipe, data).train.class_count))
+    if recipe.network.startswith("vit"):
+        recipe = short(recipe)
     results = tmp_path / "results.jsonl"
     order = Order(name, data, tmp_path / "run", weights(recipe), results, smoke=True)
     line = run_recipe(recipe, order)
