@@ -8,27 +8,39 @@ from tables_format import markdown, rows, spread
 
 def trained_tables() -> Iterable[str]:
     """Networks with more on board than the demo's: pretrained ResNets, a vision transformer."""
-    found = rows("cifar_resnet.jsonl") + rows("vit_fashion.jsonl")
+    found = rows("cifar_resnet.jsonl") + rows("vit_fashion.jsonl") + rows("recipes.jsonl")
     if not found:
         return
-    columns = ("network", "data", "images", "levels", "epochs", "seed")
-    head = ["network", "data", "test images", "levels", "QAT epochs", "seed", "float"]
-    head += [f"T={t}" for t in found[0]["timesteps"]]
+    found = [{"method": "pmsm", **row} for row in found]
+    columns = ("network", "data", "images", "method", "levels", "epochs", "seed")
+    timesteps = sorted({t for row in found for t in row["timesteps"]})
+    head = ["network", "data", "test images", "method", "levels", "QAT epochs", "seed", "float"]
+    head += [f"T={t}" for t in timesteps]
     table = []
-    for row in sorted(found, key=lambda r: (r["network"], r["levels"], r["epochs"], r["seed"])):
-        accuracy = [f"{a:.2f}" for a in (row["float_accuracy"], *row["accuracy"])]
-        table.append([*(str(row[key]) for key in columns), *accuracy])
-        spikes = [f"{s:.2f}" for s in row["spikes_per_neuron"]]
-        table.append(["&nbsp;&nbsp;spikes per neuron", *[""] * len(columns), *spikes])
-    worst = min(min(row["accuracy"]) - row["accuracy"][0] for row in found)
+    for row in sorted(found, key=lambda r: tuple(r[key] for key in columns)):
+        notes = f" ({row['note'].partition(' where')[0]})" if row.get("note") else ""
+        cells = [f"{row[key]}{notes if key == 'data' else ''}" for key in columns]
+        accuracy = dict(zip(row["timesteps"], row["accuracy"], strict=True))
+        table.append([*cells, f"{row['float_accuracy']:.2f}", *(_cell(accuracy, t) for t in timesteps)])
+        spikes = dict(zip(row["timesteps"], row["spikes_per_neuron"], strict=True))
+        table.append(
+            ["&nbsp;&nbsp;spikes per neuron", *[""] * len(columns), *(_cell(spikes, t) for t in timesteps)]
+        )
+    exact = [row for row in found if row["codes_compared"]]
+    worst = min(min(row["accuracy"]) - row["accuracy"][0] for row in exact)
     yield f"""## Trained networks over time
 
-`recipes/cifar_resnet.py` (published weights, fine-tuned) and `recipes/vit_fashion.py` (attention; from
-scratch): PMSM, accuracy in %. QAT epochs 0: calibrated only. The lowest accuracy at any T is {worst:+.2f} pp
-from that at T=1; {sum(row["codes_different"] for row in found)} of
-{sum(row["codes_compared"] for row in found):,} codes differed from the quantized networks' at T=1.
+`pmsm train recipes/NAME.py` (published weights, fine-tuned, or from scratch) and `recipes/vit_fashion.py`
+(attention; from scratch): accuracy in %. QAT epochs 0: calibrated only. PMSM's lowest accuracy at any T is
+{worst:+.2f} pp from that at T=1; {sum(row["codes_different"] for row in exact)} of
+{sum(row["codes_compared"] for row in exact):,} codes differed from the quantized networks' at T=1.
 
 {markdown(head, table)}"""
+
+
+def _cell(values: dict[int, float], t: int) -> str:
+    """The value after t steps, if it was measured."""
+    return f"{values[t]:.2f}" if t in values else ""
 
 
 def early_exit_table() -> Iterable[str]:

@@ -63,7 +63,8 @@ class Loop:
         self.optimizer = build_optimizer(network, settings)
         self.average = Average(network, settings.ema) if settings.ema else None
         self.scaler = Scaler(device, settings.precision == "fp16")
-        self.wrapped = workers.wrap(network)
+        with _memory_format(network, settings.channels_last):  # which data parallelism looks at once
+            self.wrapped = workers.wrap(network)
         self.forward = torch.compile(self.wrapped) if settings.compile else self.wrapped
         self.streams = _streams(train, device)
         self.updated = True  # whether the gradients that lie there have been used
@@ -83,6 +84,7 @@ class Loop:
                 rows = self.resumed(checkpoint)
             check_finite(self.network, "before training", "Initialize it, or load whole weights.")
             first = len(rows)
+            self.workers.refuse_disagreement(first)
             for epoch in range(first, self.settings.epochs):
                 with self.workers.contact(f"in epoch {epoch + 1}"):
                     rows.append(self.epoch(epoch, first=epoch == first))

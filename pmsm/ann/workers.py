@@ -119,6 +119,18 @@ class Workers:
         assert isinstance(everyone, Tensor)
         return {int(everyone.min()), int(everyone.max())}
 
+    def refuse_disagreement(self, epochs: int) -> None:
+        """Refuse to go on where processes have resumed from different numbers of finished epochs.
+
+        Raises:
+            TrainingError: they have; most likely one does not see the checkpoint.
+        """
+        if len(found := self.ends({epochs})) > 1:
+            raise TrainingError(
+                f"the processes have resumed from checkpoints of {min(found)} to {max(found)} epochs. Put "
+                f"the checkpoint where all of them see it: train(..., checkpoint='/shared/run.ckpt')."
+            )
+
     def unsynchronized(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients are gathered up without being averaged."""
         return self.accelerator.no_sync(wrapped) if self.count > 1 else nullcontext()
@@ -143,14 +155,21 @@ class Workers:
 
     @contextmanager
     def contact(self, when: str) -> Iterator[None]:
-        """Tell the loss of another process as what it is, with the way on.
+        """Tell what only several processes run into as what it is, with the way on.
 
         Raises:
-            TrainingError: another process has ended.
+            TrainingError: another process has ended, or a parameter takes no part.
         """
         try:
             yield
         except (RuntimeError, TrainingError) as error:
+            if self.count > 1 and "finished reduction" in str(error):
+                raise TrainingError(
+                    f"some parameters take no part in the answer {when}, and processes cannot average "
+                    f"gradients that are not there. Freeze them, parameter.requires_grad_(False), or let "
+                    f"torch look for them: train(..., accelerator=Accelerator(kwargs_handlers=["
+                    f"DistributedDataParallelKwargs(find_unused_parameters=True)])), both from accelerate."
+                ) from error
             if self.count == 1 or not _is_loss(error):
                 raise
             raise TrainingError(

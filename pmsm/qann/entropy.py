@@ -13,7 +13,7 @@ distribution with the same search. docs/theory.md says why "mse" is the default.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,17 @@ from pmsm.methods.base import Start
 PERCENTILE = 0.999
 """Share of the signal that the percentile rule does not clip; a usual choice of int8 calibration tools."""
 
-_COARSE, _FINE, _ROUNDS = 128, 24, 2  # candidates of the first search; of each refinement around the best one
+
+class _Grid(NamedTuple):
+    """How finely to search: candidates at first, on each side of the best one when refining, refinements."""
+
+    coarse: int
+    fine: int
+    rounds: int
+
+
+_STEP = _Grid(coarse=128, fine=24, rounds=2)
+_SPLIT = _Grid(coarse=16, fine=4, rounds=1)  # enough to tell which split is the best; a ninth of the work
 
 
 class Distribution(Protocol):
@@ -273,30 +283,33 @@ def choose(signal: Distribution, splits: list[tuple[int, int]], rule: str = "mse
     """
     alive = signal.rms > 0
     criterion = RULES[rule]
-    found = [(*_search(signal, criterion, *split), split) for split in splits]
-    scale, _, (quant_min, quant_max) = max(found, key=lambda f: float(f[1][alive].sum()))
+    if len(splits) > 1:
+        worth = [float(_search(signal, criterion, *split, _SPLIT)[1][alive].sum()) for split in splits]
+        splits = [splits[worth.index(max(worth))]]
+    quant_min, quant_max = splits[0]
+    scale, _ = _search(signal, criterion, quant_min, quant_max, _STEP)
     if bool(alive.any()) and not bool(alive.all()):
         scale = torch.where(alive, scale, scale[alive].median())
     return Start(scale, quant_min, quant_max)
 
 
 def _search(
-    signal: Distribution, criterion: Callable[..., Tensor], quant_min: int, quant_max: int
+    signal: Distribution, criterion: Callable[..., Tensor], quant_min: int, quant_max: int, grid: _Grid
 ) -> tuple[Tensor, Tensor]:
     """Best step per channel and its criterion: a logarithmic grid, then finer ones around the best."""
     rms = torch.where(signal.rms > 0, signal.rms, torch.ones_like(signal.rms))
     reach = max(-quant_min, quant_max)
     low = 0.1 * rms / reach
     high = torch.maximum(signal.largest, 2.5 * rms) / reach
-    span = torch.linspace(0, 1, _COARSE, dtype=torch.float64)
+    span = torch.linspace(0, 1, grid.coarse, dtype=torch.float64)
     best = value = torch.empty(0)
-    for round_ in range(_ROUNDS + 1):
+    for round_ in range(grid.rounds + 1):
         scale = low[:, None] * (high / low)[:, None] ** span
         values = criterion(signal, scale, quant_min, quant_max)
         index = values.argmax(1, keepdim=True)
         best, value = scale.gather(1, index)[:, 0], values.gather(1, index)[:, 0]
-        if round_ < _ROUNDS:
+        if round_ < grid.rounds:
             low = scale.gather(1, (index - 1).clamp_min(0))[:, 0]
             high = scale.gather(1, (index + 1).clamp_max(scale.shape[1] - 1))[:, 0]
-            span = torch.linspace(0, 1, 2 * _FINE + 1, dtype=torch.float64)
+            span = torch.linspace(0, 1, 2 * grid.fine + 1, dtype=torch.float64)
     return best, value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pmsm
 from pmsm.ann import data
@@ -218,7 +218,7 @@ def set_beside(own: dict[str, Any], baseline: dict[str, Any]) -> None:
 
 
 def accuracy_over_time(
-    snn: Network, batches: Iterable[Any], timesteps: tuple[int, ...]
+    snn: Network, batches: Iterable[tuple[Tensor, Tensor]], timesteps: tuple[int, ...]
 ) -> tuple[list[float], list[float]]:
     """Top-1 in percent, and spikes per neuron and sample summed over the steps, at each of `timesteps`: one
     run.

@@ -25,6 +25,9 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.simulate import simulate
 from pmsm.snn.verify import Verification, verify
+from pmsm.study.recipe import Phase
+from pmsm.study.recipe_run import FORMAT as RECIPE_FORMAT
+from pmsm.study.recipe_run import load_recipe_run
 
 FLOAT_LR, QAT_LR, QAT_SHARE = 0.1, 0.02, 0.5  # as in the demo
 CALIBRATION_SAMPLES, VERIFIED_SAMPLES = 1024, 256
@@ -155,13 +158,15 @@ def run_experiment(
 
 
 def load_experiment(folder: Path) -> tuple[Experiment, Source, Network]:
-    """Settings, data and trained quantized network of a run.
+    """Settings, data and trained quantized network of a run, with a recipe or without.
 
     Raises:
         CheckpointError: no run in the folder, or a damaged one.
     """
     try:
         row = json.loads((folder / "run.json").read_text())
+        if row.get("format") == RECIPE_FORMAT:
+            return _of_recipe(folder, row)
         experiment = Experiment(**row["experiment"])
     except (OSError, ValueError, TypeError, KeyError) as cause:
         raise CheckpointError(
@@ -171,6 +176,22 @@ def load_experiment(folder: Path) -> tuple[Experiment, Source, Network]:
     qann = quantized(experiment, source, float_network(experiment, source))
     load_weights(folder / "qann.safetensors", qann)
     return experiment, source, qann.eval()
+
+
+def _of_recipe(folder: Path, row: dict[str, Any]) -> tuple[Experiment, Source, Network]:
+    """A run of `pmsm train RECIPE`."""
+    recipe, sets, qann = load_recipe_run(folder, row)
+    phase = recipe.qat or recipe.pretraining or Phase(1, QAT_LR)
+    experiment = Experiment(
+        data=row["folder"], network=recipe.network, timesteps=max(recipe.timesteps), method=recipe.method,
+        levels=recipe.levels, epochs=phase.epochs, batch_size=phase.batch_size, seed=row["seed"],
+    )  # fmt: skip
+    test = sets.tested(recipe)
+    source = Source(
+        sets.name, sets.train.images.shape[1], sets.train.class_count, sets.batches(phase, row["seed"]),
+        sets.calibration(recipe), test, test, None,
+    )  # fmt: skip
+    return experiment, source, qann
 
 
 def prove(qann: Network, source: Source) -> Verification:

@@ -15,7 +15,8 @@ from pmsm.errors import CheckpointError, DataError
 from pmsm.files import write_atomic
 from pmsm.graph import Network
 from pmsm.methods import METHODS, Method
-from pmsm.qann.calibrate import calibrate, kept
+from pmsm.qann.calibrate import calibrate
+from pmsm.qann.kept import kept
 from pmsm.snn.convert import convert
 from pmsm.study.allocation.curves import quantizers
 from pmsm.study.demo import commit, environment, site_row, verified

@@ -277,6 +277,17 @@ def test_other_settings_are_named(finished):
         run(checkpoint=finished, resume=True, epochs=4, lr=0.1)
 
 
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(finished):
+    with safe_open(finished, framework="pt") as file:
+        training = json.loads(file.metadata()["training"])
+    for name in ("ema", "accumulate", "teacher"):
+        del training["settings"][name]
+    altered(finished, training=json.dumps(training))
+    assert same(run(checkpoint=finished, resume=True)[0], run()[0])
+    with pytest.raises(CheckpointError, match=r"accumulate=1 there and 2 here"):
+        run(checkpoint=finished, resume=True, accumulate=2)
+
+
 def test_other_data_is_refused_by_its_length(finished):
     with pytest.raises(CheckpointError, match="batches=2 there and 4 here"):
         run(BATCHES * 2, checkpoint=finished, resume=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pmsm.ann.train import evaluate, train
+from pmsm.ann.train import train
 from pmsm.errors import TrainingError
 
 torch.set_num_threads(1)
@@ -259,28 +259,6 @@ def test_a_checkpoint_that_is_a_folder_is_refused_before_the_first_epoch(tmp_pat
     with pytest.raises(TrainingError, match=r"cannot be a file: it is a folder.*checkpoint='run\.ckpt'"):
         trained(ann=ann, checkpoint=tmp_path)
     assert torch.equal(weights(ann), before)
-
-
-def test_evaluate_counts_and_restores_every_mode():
-    ann = network()
-    ann.train()
-    ann[1].eval()
-    before, modes = weights(ann), [module.training for module in ann.modules()]
-    accuracy = evaluate(ann, iter(BATCHES))
-    assert [module.training for module in ann.modules()] == modes
-    assert torch.equal(weights(ann), before)
-    assert accuracy == 100 * (copy.deepcopy(ann).eval()(X).argmax(1) == Y).sum().item() / 48
-
-
-def test_evaluate_refuses_nothing_and_nan():
-    with pytest.raises(TrainingError, match="evaluate got no batch"):
-        evaluate(network(), [])
-    with pytest.raises(TrainingError, match="batches is None, which gives no batches"):
-        evaluate(network(), None)
-    ann = network()
-    ann[1].running_var.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="answers batch 0 with NaN"):
-        evaluate(ann, BATCHES)
 
 
 def test_the_bar_shows_epoch_loss_and_accuracy_on_stderr_only(capfd):

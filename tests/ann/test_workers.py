@@ -14,7 +14,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import pmsm
 from pmsm.ann.batchnorm import over_all_processes
 from pmsm.ann.evaluate import evaluate
 from pmsm.ann.train import train
@@ -42,6 +44,25 @@ def network(norm: bool, seed: int = 0) -> nn.Sequential:
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 4))
 
 
+class Halves(Workers):
+    """One of two processes, without the other."""
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(Accelerator(cpu=True))
+        self.count, self.index = 2, index
+
+
+class Half(nn.Module):
+    """A network of which a part takes no part."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = network(norm=True), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
 def curves() -> dict[str, dict]:
     """Loss and accuracies of every run, and the weights they end in."""
     found = {}
@@ -60,13 +81,57 @@ def curves() -> dict[str, dict]:
     return found
 
 
+class Noted:
+    """A shuffled loader that draws from torch's own generator, and what it gave."""
+
+    def __init__(self) -> None:
+        data = TensorDataset(X, torch.arange(len(X)) % 4, torch.arange(len(X)))
+        self.loader, self.seen = DataLoader(data, batch_size=15, shuffle=True), []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for x, y, number in self.loader:
+            self.seen += number.tolist()
+            yield x, y
+
+
+def order() -> list[int]:
+    """What a shuffled loader gives while processes draw differently many numbers for dropout."""
+    ann, noted = network(norm=False), Noted()
+    ann.insert(3, nn.Dropout(0.5))
+    train(ann, noted, epochs=3, precision="fp32", progress=False)
+    return noted.seen
+
+
+def elsewhere(path: Path) -> str:
+    """What is said if only the first process finds the checkpoint."""
+    train(network(norm=False), BATCHES, epochs=2, checkpoint=path, progress=False)
+    try:
+        train(network(norm=False), BATCHES, epochs=2, checkpoint=path, resume=True, progress=False)
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
 def told(folder: Path) -> None:
     """What a process of the job writes down: curves, and an evaluation shared out."""
     accelerator = Accelerator(cpu=True)
     found: dict[str, Any] = curves()
     found["evaluation"] = evaluate(network(norm=True), BATCHES, accelerator=accelerator)
-    ann = network(norm=True)
-    train(ann, BATCHES, epochs=1, progress=False)
+    ann = pmsm.quantize(network(norm=True), pmsm.PMSM(levels=9), X[:2])
+    pmsm.calibrate(ann, BATCHES)
+    history = train(ann, BATCHES, BATCHES, epochs=2, lr=0.02, precision="fp32", progress=False)
+    found["qann"] = [[row.loss, row.accuracy, row.valid_accuracy] for row in history.epochs]
+    found["differ"] = pmsm.verify(ann, pmsm.convert(ann), X).different
+    found["order"] = order()
+    found["elsewhere"] = elsewhere(folder / f"{accelerator.process_index}.ckpt")
+    ann = Half()
+    try:
+        train(ann, BATCHES, epochs=1, progress=False)
+    except TrainingError as error:
+        found["unused"] = str(error)
     found["batchnorm"] = [name for name, module in ann.named_modules() if "forward" in vars(module)]
     (folder / f"{accelerator.process_index}.json").write_text(json.dumps(found))
 
@@ -130,6 +195,49 @@ def test_two_processes_give_the_curve_of_one(one, two, name):
     assert two[0][name]["weights"] == pytest.approx(one[name]["weights"], rel=1e-5, abs=1e-6)
 
 
+def test_a_quantized_network_learns_and_converts_as_in_one_process(two):
+    ann = pmsm.calibrate(pmsm.quantize(network(norm=True), pmsm.PMSM(levels=9), X[:2]), BATCHES)
+    history = train(ann, BATCHES, BATCHES, epochs=2, lr=0.02, precision="fp32")
+    alone = [[row.loss, row.accuracy, row.valid_accuracy] for row in history.epochs]
+    assert two[0]["qann"] == two[1]["qann"]
+    # As above, and no value lies so near to the border of two codes that a rounding moves it.
+    torch.testing.assert_close(torch.tensor(two[0]["qann"]), torch.tensor(alone), rtol=1e-5, atol=0)
+    assert two[0]["differ"] == 0
+
+
+def test_the_order_of_the_data_is_the_same_in_both_processes_whatever_dropout_draws(two):
+    assert two[0]["order"] == two[1]["order"]
+    epochs = [two[0]["order"][i : i + 44] for i in (0, 44, 88)]
+    assert all(sorted(epoch) == list(range(44)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_checkpoint_that_one_process_does_not_see_is_refused(two):
+    assert "checkpoints of 0 to 2 epochs" in two[0]["elsewhere"]
+    assert two[0]["elsewhere"] == two[1]["elsewhere"]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_draws_for_itself_and_leaves_the_stream_of_the_data_alone(index):
+    def draw(index: int, step: int) -> list[float]:
+        worker = Halves(index)
+        with worker.own_draws(seed=3, step=step):
+            return torch.rand(4).tolist()
+
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    assert draw(index, 5) == draw(index, 5)
+    assert draw(index, 5) != draw(index, 6)
+    assert draw(index, 5) != draw(1 - index, 5)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_parameters_that_take_no_part_are_told_with_the_remedy(two):
+    assert re.search(r"take no part .*requires_grad_\(False\).*find_unused_parameters=True", two[0]["unused"])
+    train(Half(), BATCHES, epochs=1, precision="fp32")
+
+
 def test_two_processes_evaluate_exactly_as_one(two):
     alone = evaluate(network(norm=True), BATCHES)
     assert two[0]["evaluation"] == two[1]["evaluation"] == alone
@@ -183,13 +291,6 @@ def test_without_accelerate_the_error_names_the_extra(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'pmsm\[train\]'"):
         train(network(norm=False), BATCHES, epochs=1)
     assert evaluate(network(norm=False), BATCHES) >= 0
-
-
-class Halves(Workers):
-    """The first of two processes, without the other."""
-
-    def __init__(self) -> None:
-        self.count, self.index = 2, 0
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused():

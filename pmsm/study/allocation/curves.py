@@ -12,7 +12,7 @@ from pmsm import graph
 from pmsm.errors import QuantizationError
 from pmsm.graph import Network
 from pmsm.methods.base import Quantizer
-from pmsm.qann.calibrate import kept
+from pmsm.qann.kept import kept
 from pmsm.snn.convert import convert
 from pmsm.study.allocation.search import Choice
 from pmsm.study.energy.measure import measure
