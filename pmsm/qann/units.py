@@ -127,7 +127,8 @@ class Units:
             )
         branches = torch.stack([self._arriving(source) for source in node.args])  # pyright: ignore
         step = _step(site).expand(branches.shape[1])
-        branches = torch.where(branches == 0, step, branches)  # nothing arrives there
+        arrives = branches != 0
+        branches = torch.where(arrives, branches, step)
         parts = torch.ones_like(step)
         worth = branches / step
         for row in worth:
@@ -139,7 +140,7 @@ class Units:
                 f"Round the network first, qann = pmsm.quantize_weights(qann), and leave it as it is "
                 f"afterwards."
             )
-        return step / (parts * odd), (worth * parts * odd).round()
+        return step / (parts * odd), (worth * parts * odd).round() * arrives
 
     def _set(self, node: Node, unit: Tensor) -> None:
         shape = graph.shape_of(node)[1:]

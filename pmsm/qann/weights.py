@@ -11,7 +11,7 @@ from pmsm import graph
 from pmsm.errors import QuantizationError, SettingsError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
-from pmsm.qann.align import align, site_behind
+from pmsm.qann.align import align, is_sum, site_behind
 from pmsm.qann.calibrate import _Sample, match_means
 from pmsm.qann.units import LAYERS, InputGrid, Units, per_input, refuse_other
 
@@ -145,10 +145,25 @@ def _round_potentials(network: Network) -> None:
             thresholds = units.threshold(node)
             if bool((site.initial != 0).any()):
                 initial = _spread(site.initial.double(), len(thresholds))
-                whole = (initial * thresholds).round() / thresholds
+                grid = _layer_worth(network, node, units) / thresholds
+                whole = (initial / grid).round() * grid
                 whole = whole.clamp(min=-0.5, max=0.5 - 1e-6)
                 site.initial.copy_(whole.reshape(site.initial.shape))
         units.pass_on(node)
+
+
+def _layer_worth(network: Network, node: Node, units: Units) -> Tensor:
+    """[C], units that one unit of the first layer in front of a site is worth: its bias can bring the
+    potential along.
+    """
+    source = node.all_input_nodes[0]
+    while graph.is_module(network, source, graph.MAXPOOLS):
+        source = source.all_input_nodes[0]
+    if is_sum(source):
+        for branch, worth in zip(source.all_input_nodes, units.sum(source)[1], strict=True):
+            if graph.is_module(network, branch, LAYERS):
+                return worth
+    return torch.ones((), dtype=torch.float64)
 
 
 def _spread(values: Tensor, channels: int) -> Tensor:
