@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from pmsm import graph
 from pmsm.errors import QuantizationError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer, Start
+from pmsm.methods.neuron import Neuron
 from pmsm.qann.quantize import moves_codes
 
 BYTE = 254
@@ -32,6 +34,7 @@ class Residual:
     channels: Tensor
 
 
+SITES = (Quantizer, Neuron)
 ODD_PARTS = range(31, 0, -2)
 FINE = 63
 """Parts of a threshold where the branches are not to be added in 8 bits: steps move by less than 1 / 126."""
@@ -71,7 +74,7 @@ def residuals(network: Network) -> Iterator[Residual]:
         if not is_sum(node):
             continue
         target = site_behind(network, node)
-        if target is None:
+        if not isinstance(target, Quantizer):
             continue
         for leaf in node.all_input_nodes:
             path = _path_to_site(network, leaf)
@@ -89,12 +92,12 @@ def is_sum(node: Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in graph.ADDITIONS and plain
 
 
-def site_behind(network: Network, node: Node) -> Quantizer | None:
+def site_behind(network: Network, node: Node) -> Quantizer | Neuron | None:
     """The first site that a layer or a sum reaches through sums, pools and operators that change nothing."""
     waiting = list(node.users)
     while waiting:
         reader = waiting.pop(0)
-        if graph.is_module(network, reader, (Quantizer,)):
+        if graph.is_module(network, reader, SITES):
             return graph.module_of(network, reader)  # pyright: ignore[reportReturnType]
         through = (*graph.MAXPOOLS, *graph.AVGPOOLS, torch.nn.Identity, graph.TrainingOnly)
         if is_sum(reader) or graph.is_module(network, reader, through):
@@ -102,9 +105,10 @@ def site_behind(network: Network, node: Node) -> Quantizer | None:
     return None
 
 
-def steps(quantizer: Quantizer) -> Tensor:
-    """[C] or [1], float64: the step of each channel, activation units."""
-    return quantizer.scale().detach().double().reshape(-1)
+def steps(site: Any) -> Tensor:
+    """[C] or [1], float64: the step or threshold of each channel, activation units."""
+    step = site.threshold() if isinstance(site, Quantizer) else site.threshold
+    return step.detach().double().reshape(-1)
 
 
 def set_steps(quantizer: Quantizer, new: Tensor) -> None:

@@ -12,8 +12,8 @@ from pmsm.errors import QuantizationError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.methods.neuron import Neuron
-from pmsm.qann.align import is_sum
-from pmsm.qann.units import AVERAGES, LAYERS, SITES, InputGrid, Units, per_input, refuse_other, window
+from pmsm.qann.align import SITES, is_sum
+from pmsm.qann.units import AVERAGES, LAYERS, InputGrid, Units, per_input, refuse_other, window
 
 INT32 = 2**31 - 1
 

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 from pmsm import graph
 from pmsm.errors import PMSMError, QuantizationError
 from pmsm.graph import Network, Node
-from pmsm.methods.base import Quantizer
-from pmsm.methods.neuron import Neuron, TrackingNeuron
-from pmsm.qann.align import DENOMINATORS, is_sum, site_behind
+from pmsm.methods.neuron import TrackingNeuron
+from pmsm.qann.align import DENOMINATORS, SITES, is_sum, site_behind, steps
 from pmsm.qann.quantize import moves_codes
 
 LAYERS = (nn.Conv2d, nn.Linear)
-SITES = (Quantizer, Neuron)
 AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 _NEAR = 1e-6  # relative: steps are float32, whose own rounding is 6e-8
@@ -91,7 +89,7 @@ class Units:
             unit = getattr(graph.module_of(self.network, node), "unit", None)
             self._set(node, torch.ones(graph.shape_of(node)[1]).double() if unit is None else unit)
         elif graph.is_module(self.network, node, SITES):
-            self._set(node, _step(graph.module_of(self.network, node)))
+            self._set(node, steps(graph.module_of(self.network, node)))
         elif is_sum(node):
             self._set(node, self.sum(node)[0])
         elif graph.is_module(self.network, node, AVERAGES):
@@ -105,7 +103,7 @@ class Units:
     def threshold(self, node: Node) -> Tensor:
         """[C], float64 whole numbers: units of what a site sums up in one threshold of its own."""
         unit = self.channels(node.all_input_nodes[0])
-        step = _step(graph.module_of(self.network, node)).expand(len(unit))
+        step = steps(graph.module_of(self.network, node)).expand(len(unit))
         whole = (step / unit).round()
         if bool(((step / unit - whole).abs() > _NEAR * whole).any()) or bool((whole < 1).any()):
             raise QuantizationError(
@@ -126,7 +124,7 @@ class Units:
                 f"common unit. Sums with a site behind them have an integer form."
             )
         branches = torch.stack([self._arriving(source) for source in node.args])  # pyright: ignore
-        step = _step(site).expand(branches.shape[1])
+        step = steps(site).expand(branches.shape[1])
         arrives = branches != 0
         branches = torch.where(arrives, branches, step)
         parts = torch.ones_like(step)
@@ -218,12 +216,6 @@ def _refusal(network: Network, node: Node) -> str:
         return "is a BatchNorm with no layer in front into which it could be folded"
     kind = type(module).__name__ if module is not None else str(graph.call_of(node))
     return f"({kind}) is no whole-number map: softmax, normalizations, products and the like need floats"
-
-
-def _step(site: Any) -> Tensor:
-    """[C] or [1], float64: activation units of one spike."""
-    step = site.threshold() if isinstance(site, Quantizer) else site.threshold
-    return step.detach().double().reshape(-1)
 
 
 def is_whole(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pmsm import graph
 from pmsm.errors import QuantizationError, SettingsError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
-from pmsm.qann.align import align, is_sum, site_behind
+from pmsm.qann.align import align, is_sum, site_behind, steps
 from pmsm.qann.calibrate import _Sample, match_means
 from pmsm.qann.units import LAYERS, InputGrid, Units, per_input, refuse_other
 
@@ -96,7 +96,7 @@ def _round_layer(network: Network, node: Node, unit: Tensor, bits: int) -> None:
     folded = layer.weight.double() * reads
     rows = folded.flatten(1)
     site = site_behind(network, node)
-    threshold = None if site is None else _spread(site.scale().double(), len(rows))
+    threshold = None if site is None else _spread(steps(site), len(rows))
     step = best_step(rows, 2 ** (bits - 1) - 1, threshold)
     codes = (rows / step[:, None]).round().clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
     bias = torch.zeros_like(step) if layer.bias is None else layer.bias.double()
