@@ -26,7 +26,8 @@ def export_onnx(qann: Network, path: str | Path, example: Tensor) -> None:
     8-bit kernels there. In these units a threshold is 1 and a layer's scale is one over an odd number: no sum
     lies halfway between two counts, and the runtime's rounding of ties does not matter. A residual sum is
     exact where `align` found a common fraction for all channels that 8 bits hold; other sums, and layers that
-    read averages, stay in float32, where whole numbers are exact as well, only slower.
+    read averages, stay in float32: slower, and as exact as float32 is; OpenVINO takes bfloat16 for them on some
+    processors unless INFERENCE_PRECISION_HINT says f32.
 
     Args:
         qann: from `quantize_weights`, or trained no further since.
@@ -176,6 +177,9 @@ def _layer(writer: _Writer, operation: Operation) -> None:
     scales = writer.constant(f"{name}.unit", np.broadcast_to(unit, bias.shape).astype(np.float32))
 
     def whole(part: str, values: np.ndarray) -> str:
+        if operation.inputs[0] not in writer.codes:  # or else OpenVINO would round what arrives to 8 bits
+            by_row = unit.reshape(-1, *[1] * (values.ndim - 1))
+            return writer.constant(f"{name}.{part}", (values * by_row).astype(np.float32))
         zeros = writer.constant(f"{name}.{part}_zeros", np.zeros(len(bias), values.dtype))
         stored = writer.constant(f"{name}.{part}", values)
         return writer.node("DequantizeLinear", [stored, scales, zeros], f"{name}.{part}_floats", axis=0)
@@ -304,11 +308,8 @@ def _move(writer: _Writer, operation: Operation) -> None:
         writer.node("Reshape", [x, shape], name)
     elif one and subsampled is not None:
         stride, border = subsampled
-        if stride != (1, 1):
-            ends = [writer.constant(key, np.array(value, np.int64)) for key, value in
-                    (("origin", [0, 0]), ("far", [2**31] * 2), ("pixels", [2, 3]))]  # fmt: skip
-            steps = writer.constant(f"every_{stride[0]}_{stride[1]}", np.array(stride, np.int64))
-            writer.node("Slice", [x, *ends, steps], x := f"{name}.sliced")
+        if stride != (1, 1):  # a pool of one pixel: runtimes have fast kernels for it, and slow ones to slice
+            writer.node("MaxPool", [x], x := f"{name}.sampled", kernel_shape=[1, 1], strides=list(stride))
         pads = writer.constant(f"{name}.pads", np.array([0, border[0], 0, 0, 0, border[1], 0, 0], np.int64))
         zero = writer.codes.get(operation.inputs[0])
         writer.node("Pad", [x, pads, *([] if zero is None else [writer.byte(zero)])], name)

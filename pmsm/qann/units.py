@@ -109,7 +109,8 @@ class Units:
             raise QuantizationError(
                 f"the threshold of {graph.operator_name(self.network, node)!r} is no whole multiple of what "
                 f"arrives there. Round the network first, qann = pmsm.quantize_weights(qann), and leave it "
-                f"as it is afterwards."
+                f"as it is afterwards; where layers are concatenated or moved in front of a site, put an "
+                f"activation behind each layer."
             )
         return whole
 
