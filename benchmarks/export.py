@@ -1,10 +1,10 @@
 """How much faster is the exported 8-bit network than the float one? ResNet-20, one thread, interleaved.
 
 Run: .venv/bin/python benchmarks/export.py [--repeats 15] [--out results/export.jsonl]
-Random weights (speed does not depend on them), PMSM(levels=9) at T=1, random pictures of 3x32x32, batch 64 and
-1. Beside each other in one run: the float network in PyTorch and in onnxruntime, and the exported network in
-onnxruntime with the default settings, without `aligned`, and with one step per site. Processor time of the one
-thread; needs the extra `onnx`.
+Random weights (speed does not depend on them), PMSM(levels=9) at T=1, random pictures of 3x32x32, batches of
+64 and of 1. Beside each other in one run: the float network in PyTorch and in onnxruntime, and the exported
+network in onnxruntime with the default settings, without `aligned`, and with one step per site. Processor time
+of the one thread; needs the extra `onnx`.
 """
 
 import argparse
@@ -78,8 +78,8 @@ def build(ann: nn.Module, x: Tensor, folder: Path) -> dict[str, Callable[[Tensor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is torch's older one; the other needs more packages
         torch.onnx.export(
-            ann, (x[:2],), str(folder / "float.onnx"), dynamo=False, opset_version=OPSET, input_names=["input"],
-            dynamic_axes={"input": {0: "N"}},
+            ann, (x[:2],), str(folder / "float.onnx"), dynamo=False, opset_version=OPSET,
+            input_names=["input"], dynamic_axes={"input": {0: "N"}},
         )  # fmt: skip
     engines = {"float, PyTorch": in_pytorch, "float, onnxruntime": session(folder / "float.onnx")}
     for name, (per_channel, aligned) in INT8.items():

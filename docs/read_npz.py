@@ -1,4 +1,4 @@
-"""Runs a file of `pmsm.export_npz` with NumPy alone: run(path, x, timesteps) -> [T, N, outputs] whole sums."""
+"""Runs a file of `pmsm.export_npz` with NumPy alone: run(path, x, timesteps) -> [T, N, outputs] sums."""
 
 import json
 
@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 def windows(x, kernel, stride, padding, dilation=(1, 1), fill=0):
     """[N, C, H, W] -> [N, C, H', W', kh, kw]."""
     x = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)), constant_values=fill)
-    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     view = sliding_window_view(x, spans, axis=(2, 3))
     return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
@@ -21,8 +21,8 @@ def channels(values, x):
 
 def conv(x, op, a):
     out = []
-    parts = zip(np.split(x, op["groups"], 1), np.split(a["weight"].astype(np.int32), op["groups"]))
-    for part, weight in parts:
+    kernels = np.split(a["weight"].astype(np.int32), op["groups"])
+    for part, weight in zip(np.split(x, op["groups"], 1), kernels, strict=True):
         view = windows(part, weight.shape[2:], op["stride"], op["padding"], op["dilation"])
         out.append(np.einsum("nchwij,ocij->nohw", view, weight, optimize=True))
     return np.concatenate(out, 1) + channels(a["bias"], x)
@@ -57,7 +57,7 @@ def step(op, a, xs, state):
     if kind == "linear":
         return x @ a["weight"].astype(np.int32).T + a["bias"]
     if kind == "sum":
-        return sum(x * channels(worth, x) for x, worth in zip(xs, a["worth"]))
+        return sum(x * channels(worth, x) for x, worth in zip(xs, a["worth"], strict=True))
     if kind == "sumpool":
         return windows(x, op["kernel"], op["stride"], op["padding"]).sum((4, 5), dtype=np.int32)
     if kind == "move":
@@ -71,12 +71,14 @@ def run(path, x, timesteps=1):
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     table = json.loads(str(arrays.pop("operations")))["operations"]
-    held = [{k.split(".")[1]: v for k, v in arrays.items() if k.startswith(f"{i}.")} for i in range(len(table))]
+    held = [
+        {k.split(".")[1]: v for k, v in arrays.items() if k.startswith(f"{i}.")} for i in range(len(table))
+    ]
     scaled = np.floor(x.astype(np.float32) / np.float32(table[0]["step"]) + np.float32(0.5))
     states, sums = [{} for _ in table], []
     for _ in range(timesteps):
         values = {table[0]["name"]: np.clip(scaled, -127, 127).astype(np.int32)}
-        for op, a, state in list(zip(table, held, states))[1:]:
+        for op, a, state in list(zip(table, held, states, strict=True))[1:]:
             values[op["name"]] = step(op, a, [values[name] for name in op["inputs"]], state)
         sums.append(values[op["name"]].astype(np.int64))
     return np.cumsum(sums, 0)

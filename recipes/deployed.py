@@ -44,7 +44,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=10_000, help="for the default: aligned, one per channel")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="for the default: aligned, one per channel"
+    )
     parser.add_argument("--beside", type=int, default=2_000, help="images for the other kinds of step")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

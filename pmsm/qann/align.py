@@ -1,4 +1,4 @@
-"""Which steps of a residual network become whole ratios of each other, so that sums need no multiplications."""
+"""Which steps of a residual network become whole ratios of each other, so that sums need no products."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Residual:
 SITES = (Quantizer, Neuron)
 ODD_PARTS = range(31, 0, -2)
 FINE = 63
-"""Parts of a threshold where the branches are not to be added in 8 bits: steps move by less than 1 / 126."""
+"""Parts of a threshold where the branches are not to be added in 8 bits: steps move by a part at most."""
 DENOMINATORS = (*reversed(ODD_PARTS), FINE)
 
 
@@ -52,8 +52,8 @@ def align(network: Network, *, bytes_: bool = True) -> Network:
     theirs, and each keeps its mean step up to half of 1 / q.
 
     Args:
-        bytes_: False keeps each channel's own step, up to 1 / 126 of a threshold: ratios of 63rds per channel,
-            whose sums 8 bits do not hold.
+        bytes_: False keeps each channel's own step, up to 1 / 63 of a threshold: ratios of 63rds per
+            channel, whose sums 8 bits do not hold.
 
     Changes the steps of `network` and returns it. Formula of this project.
     """

@@ -15,19 +15,19 @@ from pmsm.qann.align import ODD_PARTS
 from pmsm.qann.program import Operation, Program, compile_program
 
 OPSET = 17
-"""ONNX operator set of the files; IR version 8. Read by onnxruntime since 1.12 and by OpenVINO since 2022.2."""
+"""ONNX operator set of the files; IR version 8."""
 
 
 def export_onnx(qann: Network, path: str | Path, example: Tensor) -> None:
     """Write a network from `quantize_weights` as an ONNX file: input [N, ...] float32, output [N, outputs].
 
-    The batch is dynamic. Weights are int8 with one scale per output channel, counts are uint8 with
-    scale 1, the most negative count as 0, between QuantizeLinear and DequantizeLinear (QDQ), so that a runtime puts its
-    8-bit kernels there. In these units a threshold is 1 and a layer's scale is one over an odd number: no sum
-    lies halfway between two counts, and the runtime's rounding of ties does not matter. A residual sum is
+    The batch is dynamic. Weights are int8 with one scale per output channel; counts are uint8 with scale 1,
+    the most negative count as 0, between QuantizeLinear and DequantizeLinear (QDQ), so that a runtime puts
+    its 8-bit kernels there. In these units a threshold is 1 and a layer's scale is one over an odd number: no
+    sum lies halfway between two counts, and the runtime's rounding of ties does not matter. A residual sum is
     exact where `align` found a common fraction for all channels that 8 bits hold; other sums, and layers that
-    read averages, stay in float32: slower, and as exact as float32 is; OpenVINO takes bfloat16 for them on some
-    processors unless INFERENCE_PRECISION_HINT says f32.
+    read averages, stay in float32: slower, and as exact as float32 is. OpenVINO takes bfloat16 for them on
+    some processors unless INFERENCE_PRECISION_HINT says f32.
 
     Args:
         qann: from `quantize_weights`, or trained no further since.
@@ -43,7 +43,9 @@ def export_onnx(qann: Network, path: str | Path, example: Tensor) -> None:
     shape = program.operations[0].shape
     if not isinstance(example, Tensor) or tuple(example.shape[1:]) != shape:
         found = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise QuantizationError(f"this network takes [N, {', '.join(map(str, shape))}], the example is {found}.")
+        raise QuantizationError(
+            f"this network takes [N, {', '.join(map(str, shape))}], the example is {found}."
+        )
     model = _Writer(program, onnx).model()
     onnx.checker.check_model(model, full_check=True)
     write_atomic(path, model.SerializeToString(), QuantizationError)
@@ -81,7 +83,9 @@ class _Writer:
             _WRITERS[operation.kind](self, operation)
         helper, last = self.onnx.helper, self.program.operations[-1]
         if last.kind not in ("conv", "linear"):
-            raise QuantizationError(f"the last operator, {last.path!r}, is no layer: what it returns has no scale.")
+            raise QuantizationError(
+                f"the last operator, {last.path!r}, is no layer: what it returns has no scale."
+            )
         self.node("Identity", [last.name], "output")
         kind = self.onnx.TensorProto.FLOAT
         inputs = [helper.make_tensor_value_info("input", kind, ["N", *self.program.operations[0].shape])]
@@ -225,10 +229,11 @@ def _sum(writer: _Writer, operation: Operation) -> None:
             shaped = worth.astype(np.float32).reshape(-1, *[1] * (len(operation.shape) - 1))
             factor = writer.constant(f"{operation.name}.worth_{i}", shaped)
             terms.append(writer.node("Mul", [writer.floats(name), factor], f"{operation.name}.branch{i}"))
-    added = writer.node("Add", terms, operation.name)
+    writer.node("Add", terms, operation.name)
     if _first_layer(writer, operation) is None and bool(site.arrays["start"].any()):
-        raise QuantizationError(f"the sum {operation.path!r} has no layer to bring an initial potential along.")
-    assert added == operation.name
+        raise QuantizationError(
+            f"the sum {operation.path!r} has no layer to bring an initial potential along."
+        )
 
 
 def _in_bytes(writer: _Writer, operation: Operation, site: Operation) -> _Bytes | None:
@@ -238,7 +243,10 @@ def _in_bytes(writer: _Writer, operation: Operation, site: Operation) -> _Bytes 
     if sum(kinds) != 1 or len(codes) != 1 or codes[0] not in writer.codes:
         return None
     i = kinds.index(False)
-    worth, threshold = operation.arrays["worth"][i].astype(np.int64), site.arrays["threshold"].astype(np.int64)
+    worth, threshold = (
+        operation.arrays["worth"][i].astype(np.int64),
+        site.arrays["threshold"].astype(np.int64),
+    )
     carried = worth > 0
     for parts in reversed(ODD_PARTS):
         found = worth[carried] * parts // threshold[carried]
@@ -249,7 +257,9 @@ def _in_bytes(writer: _Writer, operation: Operation, site: Operation) -> _Bytes 
         below = int(found[0]) * most - parts * site.settings["quant_min"]
         above = parts * site.settings["quant_max"] - int(found[0]) * least
         spare = 255 - below - above  # beyond these ends, the sum saturates whatever the codes say
-        return None if spare < 0 else _Bytes(operation.inputs[1 - i], parts, int(found[0]), -below - spare // 2)
+        return (
+            None if spare < 0 else _Bytes(operation.inputs[1 - i], parts, int(found[0]), -below - spare // 2)
+        )
     return None
 
 
@@ -337,7 +347,9 @@ def _gather(writer: _Writer, operation: Operation) -> None:
     writer.node("Reshape", [moved, shape], name)
 
 
-def _as_subsample(index: np.ndarray, before: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+def _as_subsample(
+    index: np.ndarray, before: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """((stride down, stride right), (zero channels in front, behind)) where a move is just that, or None."""
     if index.ndim != 3 or len(before) != 3:
         return None

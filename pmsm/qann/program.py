@@ -45,17 +45,17 @@ class Operation:
 
 KINDS = {
     "input": "floor(x / step + 1/2), clipped to -127..127; step",
-    "conv": "sum of weight * x over channels and window, plus bias; weight [O, I / groups, kh, kw] int8, bias "
-    "[O] int32; stride, padding, dilation, groups",
+    "conv": "sum of weight * x over channels and window, plus bias; weight [O, I / groups, kh, kw] int8, "
+    "bias [O] int32; stride, padding, dilation, groups",
     "linear": "weight @ x + bias; weight [O, I] int8, bias [O] int32",
     "sum": "sum of worth[i] * inputs[i] per channel; worth [inputs, C] int32",
-    "maxpool": "largest of each window; kernel, stride, padding. Over time: of the sums so far, less what was "
-    "sent before",
+    "maxpool": "largest of each window; kernel, stride, padding. Over time: of the sums so far, less what "
+    "was sent before",
     "sumpool": "sum of each window; kernel, stride, padding",
     "move": "index [shape] int32 into the inputs, flattened and laid end to end; -1 is zero",
-    "neuron": "v += x; k = clip(floor(v / threshold + 1/2), -burst, burst), within the bound; v -= k * "
-    "threshold; "
-    "threshold [C] and start [C] int32, v = start at first; quant_min, quant_max, burst, side",
+    "neuron": "v += x; k = clip(floor(v / threshold + 1/2), least, most); with side 1 or -1 the sum of all k "
+    "stays at or above t * quant_min, or at or below t * quant_max; v -= k * threshold. threshold [C] and "
+    "start [C] int32, v = start at first; quant_min, quant_max, least, most, side",
 }
 """Kind of operation -> what it computes from whole numbers alone."""
 
@@ -107,7 +107,7 @@ class _Compiler:
         """The operation of one node; nothing for what changes nothing."""
         inputs = tuple(source.name for source in node.all_input_nodes if source in units.signals)
         bound = max((self.largest[name] for name in inputs), default=0)
-        module: Any = graph.module_of(self.network, node) if node.op == "call_module" else None
+        module = graph.module_of(self.network, node) if node.op == "call_module" else None
         arrays: dict[str, Any] = {}
         settings: dict[str, Any] = {}
         if node.op == "placeholder":
@@ -121,14 +121,15 @@ class _Compiler:
             arrays = _codes(self.network, node, units)
             weights = np.abs(arrays["weight"].astype(np.int64)).reshape(len(arrays["weight"]), -1).sum(1)
             largest = int((weights * bound + np.abs(arrays["bias"].astype(np.int64))).max())
-            settings = {} if kind == "linear" else _geometry(module)
+            settings = _geometry(module) if isinstance(module, torch.nn.Conv2d) else {}
         elif isinstance(module, SITES):
             kind = "neuron"
             arrays, settings = _neuron(module, units.threshold(node))
             largest = settings["burst"]
         elif is_sum(node):
             kind, arrays = "sum", {"worth": _whole(units.sum(node)[1])}
-            inputs = tuple(source.name for source in node.args)  # pyright: ignore[reportAttributeAccessIssue]
+            branches: Any = node.args
+            inputs = tuple(branch.name for branch in branches)
             rows = np.abs(arrays["worth"].astype(np.int64)).max(1)
             largest = sum(int(row) * self.largest[name] for row, name in zip(rows, inputs, strict=True))
         elif isinstance(module, (torch.nn.MaxPool2d, *AVERAGES)):
@@ -160,8 +161,8 @@ class _Compiler:
         moved = graph.apply(self.network, node, values)
         if not isinstance(moved, Tensor) or tuple(moved.shape) != (1, *graph.shape_of(node)[1:]):
             raise QuantizationError(
-                f"{graph.operator_name(self.network, node)!r} returns several tensors or mixes samples, which "
-                f"has no integer form here."
+                f"{graph.operator_name(self.network, node)!r} returns several tensors or mixes samples, "
+                f"which has no integer form here."
             )
         return (moved[0].long() - 1).to(torch.int32).numpy()
 
@@ -213,7 +214,7 @@ def _neuron(site: Any, thresholds: Tensor) -> tuple[dict[str, np.ndarray], dict[
 def _whole(values: Tensor) -> np.ndarray:
     if bool((values.abs() > INT32).any()):
         raise QuantizationError(
-            f"a threshold of {float(values.abs().max()):.3g} units is beyond int32: the weights in front of it "
-            f"are next to nothing beside its step. Remove dead channels."
+            f"a threshold of {float(values.abs().max()):.3g} units is beyond int32: the weights in front of "
+            f"it are next to nothing beside its step. Remove dead channels."
         )
     return values.to(torch.int32).numpy()

@@ -19,7 +19,7 @@ _NEAR = 1e-6  # relative: steps are float32, whose own rounding is 6e-8
 
 
 class InputGrid(nn.Module):
-    """The network's input as whole multiples of `step` from -127 to 127: 8 bits, as a converter delivers them.
+    """The network's input as whole multiples of `step` from -127 to 127: 8 bits, as a converter delivers.
 
     step * clip(floor(x / step + 1/2), -127, 127). A power of two as step makes the division exact on every
     machine.

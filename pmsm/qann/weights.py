@@ -12,7 +12,7 @@ from pmsm.errors import QuantizationError, SettingsError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.qann.align import align, is_sum, site_behind, steps
-from pmsm.qann.calibrate import _Sample, match_means
+from pmsm.qann.potential import Sample, match_means
 from pmsm.qann.units import LAYERS, InputGrid, Units, per_input, refuse_other
 
 CLIPPINGS = 25
@@ -77,7 +77,7 @@ def quantize_weights(
             _round_layer(network, node, units.read(node), bits)
         units.pass_on(node)
     if batches is not None:
-        sample = _Sample(network)
+        sample = Sample(network)
         for inputs in graph.batches_of(network, batches):
             sample.keep(inputs)
         match_means(network, sample.inputs())

@@ -1,4 +1,4 @@
-"""The integer network event by event: a neuron that sends nothing causes no work in the layers that read it."""
+"""The integer network event by event: a neuron that sends nothing causes no work behind it."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from pmsm.snn.integer import IntegerNetwork, integer_program
 class EventNetwork(IntegerNetwork):
     """An integer network whose layers add one row of weights per event instead of multiplying whole tensors.
 
-    An event is a neuron with a count k other than 0 at one timestep: it adds k * weight to every neuron that it
-    reaches. Sums of integers do not depend on their order, so the result equals the integer network's exactly.
-    `synops` counts, per layer, the sums of all calls so far: one for each weight that an event met, whatever
-    its |k|.
+    An event is a neuron with a count k other than 0 at one timestep: it adds k * weight to every neuron that
+    it reaches. Sums of integers do not depend on their order, so the result equals the integer network's
+    exactly. `synops` counts, per layer, the sums of all calls so far: one for each weight that an event met,
+    whatever its |k|.
     """
 
     def __init__(self, program: Program):

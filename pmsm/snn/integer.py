@@ -63,8 +63,8 @@ class IntegerNetwork:
         """Run [N, ...] over T timesteps, the same input at every step.
 
         Raises:
-            SimulationError: T < 1 or so large that a sum could leave int32, an input of another shape, or with
-            NaN or Inf.
+            SimulationError: T < 1 or so large that a sum could leave int32, an input of another shape, or
+            with NaN or Inf.
         """
         self.check(timesteps)
         counted = self.count_input(x)
@@ -95,7 +95,9 @@ class IntegerNetwork:
             if operation.kind not in ("neuron", "maxpool"):
                 continue
             arriving = held[operation.inputs[0]]
-            most = (INT32 - 2 * int(operation.arrays.get("threshold", torch.zeros(1)).max())) // max(1, arriving)
+            most = (INT32 - 2 * int(operation.arrays.get("threshold", torch.zeros(1)).max())) // max(
+                1, arriving
+            )
             if operation.kind == "neuron" and timesteps == 1:
                 continue  # what one step can bring was checked where the network was compiled
             if timesteps > most:
@@ -109,7 +111,9 @@ class IntegerNetwork:
         shape = self.program.operations[0].shape
         if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape or not len(x):
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise SimulationError(f"this integer network takes [N, {', '.join(map(str, shape))}], got {found}.")
+            raise SimulationError(
+                f"this integer network takes [N, {', '.join(map(str, shape))}], got {found}."
+            )
         if not bool(torch.isfinite(x).all()):
             raise SimulationError("the input holds NaN or Inf. Remove or repair those samples.")
         return self.grid.counts(x).to(torch.int32)
@@ -119,7 +123,7 @@ def integer(network: Network) -> IntegerNetwork:
     """The integer form of a network from `quantize_weights`, or of what `convert` made of it.
 
     Raises:
-        QuantizationError: see `compile_program`; softmax, LayerNorm and other maps that need floats are named.
+        QuantizationError: see `compile_program`; softmax, LayerNorm and others that need floats are named.
     """
     return IntegerNetwork(integer_program(network))
 
@@ -153,7 +157,9 @@ def _conv(operation: Operation, weights: dict[str, Tensor], inputs: list[Tensor]
     x = F.pad(inputs[0], (right, right, down, down))
     parts = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
     for part, kernel in parts:
-        windows = _windows(part, kernel.shape[2:], operation.settings["stride"], operation.settings["dilation"])
+        windows = _windows(
+            part, kernel.shape[2:], operation.settings["stride"], operation.settings["dilation"]
+        )
         rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)
         out.append(product(rows, kernel.flatten(1).t()))
     n, (_, height, width) = len(x), operation.shape
@@ -205,6 +211,8 @@ def _neuron(
     return count
 
 
+_int_mm: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage] -- int8 x int8 -> int32
+
 _STEPS: dict[str, Any] = {
     "input": _input, "conv": _conv, "linear": _linear, "sum": _sum, "maxpool": _maxpool,
     "sumpool": _sumpool, "move": _move, "neuron": _neuron,
@@ -220,7 +228,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(x, weight.to(torch.int32))
     low, high = (int(end) for end in torch.aminmax(x)) if x.numel() else (0, 0)
     if -128 <= low and high <= 127:
-        return torch._int_mm(x.to(torch.int8).contiguous(), weight.contiguous())
+        return _int_mm(x.to(torch.int8).contiguous(), weight.contiguous())
     digit = (x + 128).remainder(256) - 128
     return product(digit, weight) + 256 * product((x - digit).div(256, rounding_mode="floor"), weight)
 
@@ -231,7 +239,7 @@ def _kernel_is_exact() -> bool:
     signs = torch.tensor([-128, 127, -128, -127], dtype=torch.int8).repeat(64)
     x, weight = signs.expand(32, -1).contiguous(), signs.sort().values[:, None].expand(-1, 32).contiguous()
     exact = torch.mm(x.long(), weight.long())
-    return bool(torch.equal(torch._int_mm(x, weight).long(), exact))
+    return bool(torch.equal(_int_mm(x, weight).long(), exact))
 
 
 def _windows(x: Tensor, kernel: Any, stride: Any, dilation: Any = (1, 1)) -> Tensor:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def export_npz(network: Network, path: str | Path) -> None:
         ConversionError: the file cannot be written.
     """
     program = integer_program(network)
-    table, arrays = [], {"output_unit": program.output_unit}
+    table: list[dict] = []
+    arrays: dict[str, Any] = {"output_unit": program.output_unit}
     for number, operation in enumerate(program.operations):
         table.append({
             "kind": operation.kind, "name": operation.name, "inputs": operation.inputs,
@@ -38,5 +40,5 @@ def export_npz(network: Network, path: str | Path) -> None:
         arrays |= {f"{number}.{key}": array for key, array in operation.arrays.items()}
     header = json.dumps({"format": FORMAT, "version": VERSION, "operations": table})
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, operations=np.array(header), **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, operations=np.array(header), **arrays)
     write_atomic(path, buffer.getvalue(), ConversionError)

@@ -72,7 +72,8 @@ def test_aligned_codes_count_for_whole_fractions_of_a_threshold(qann):
         carried = residual.channels >= 0
         ratio = steps(residual.source)[residual.channels[carried]] / steps(residual.target)[carried]
         assert any(
-            torch.allclose(ratio * q, (ratio[0] * q).round().expand_as(ratio), rtol=1e-6) for q in range(1, 32, 2)
+            torch.allclose(ratio * q, (ratio[0] * q).round().expand_as(ratio), rtol=1e-6)
+            for q in range(1, 32, 2)
         )
 
 

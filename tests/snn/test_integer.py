@@ -17,14 +17,13 @@ READER = Path(__file__).parents[2] / "docs" / "read_npz.py"
 
 
 class Shuffled(nn.Module):
-    """Grouped, dilated and strided convolutions, concatenation, an average pool in the middle, a signed site."""
+    """Grouped, dilated and strided convolutions, concatenation, an average pool in the middle."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(2, 4, 3, padding=2, dilation=2)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2)
-        self.act = nn.Hardtanh(-1.0, 1.0)
         self.pool = nn.AvgPool2d(2, 1, padding=1)
         self.conv3 = nn.Conv2d(8, 3, 1)
         self.relu3 = nn.ReLU()
