@@ -3,8 +3,8 @@
 Run: .venv/bin/python benchmarks/export.py [--repeats 15] [--out results/export.jsonl]
 Random weights (speed does not depend on them), PMSM(levels=9) at T=1, random pictures of 3x32x32, batches of
 64 and of 1. Beside each other in one run: the float network in PyTorch and in onnxruntime, and the exported
-network in onnxruntime with the default settings, without `aligned`, and with one step per site. Processor time
-of the one thread; needs the extra `onnx`.
+network in onnxruntime with the default settings, without `aligned`, and with one step per site. Processor
+time of the one thread; needs the extra `onnx`.
 """
 
 import argparse
