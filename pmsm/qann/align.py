@@ -40,8 +40,8 @@ FINE = 63
 """Parts of a threshold where the branches are not to be added in 8 bits: steps move by a part at most."""
 POWER = 4
 """Of the mean by which joined channels share a profile: near the largest step, for clipping a channel costs
-more than coding it coarsely. ResNet-20, 3,000 test images, 9 and 17 levels: 89.0 and 90.8 % with the geometric
-mean, 90.0 and 91.1 % with this, 89.8 and 91.2 % with the power 12."""
+more than coding it coarsely. ResNet-20, 3,000 test images, 9 and 17 levels: 89.0 and 90.8 % with the
+geometric mean, 90.0 and 91.1 % with this, 89.8 and 91.2 % with the power 12."""
 
 DENOMINATORS = (*reversed(ODD_PARTS), FINE)
 
