@@ -64,7 +64,7 @@ def test_onnxruntime_computes_what_the_rounded_network_does(randomize, tmp_path,
         assert torch.allclose(in_onnxruntime(path)(batch), expected[: len(batch)], rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["subsampled residual", "pooled residual"])
 def test_openvino_computes_what_the_rounded_network_does(randomize, tmp_path, name):
     openvino = pytest.importorskip("openvino")
     qann, x, path = exported(randomize, tmp_path, name, 9)
