@@ -9,9 +9,14 @@ if TYPE_CHECKING:
     from pmsm.methods import METHODS, PMSM, QCFS
     from pmsm.qann.calibrate import calibrate
     from pmsm.qann.kept import kept
+    from pmsm.qann.onnx import export_onnx
     from pmsm.qann.quantize import clipped, quantize
+    from pmsm.qann.weights import quantize_weights
     from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
+    from pmsm.snn.events import events
+    from pmsm.snn.integer import integer
+    from pmsm.snn.npz import export_npz
     from pmsm.snn.run import Run
     from pmsm.snn.running import running
     from pmsm.snn.simulate import simulate
@@ -28,14 +33,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "explain", "kept", "load", "measure", "quantize", "running",
-    "save", "simulate", "train", "verify",
+    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_npz", "export_onnx", "integer",
+    "kept", "load", "measure", "quantize", "quantize_weights", "running", "save", "simulate", "train",
+    "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
     "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
-    "quantize": "qann.quantize", "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
+    "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
+    "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
+    "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
     "evaluate": "ann.evaluate", "train": "ann.train", "explain": "study.explain",

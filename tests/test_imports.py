@@ -76,6 +76,8 @@ def test_optional_packages_are_not_loaded_by_the_verbs():
         "h5py",
         "lz4",
         "zstandard",
+        "onnx",
+        "onnxruntime",
     ]
     code = (
         "import sys, pmsm; [getattr(pmsm, name) for name in pmsm.__all__]; "

@@ -18,6 +18,7 @@ from pmsm.errors import ConversionError
 from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.qann.quantize import refuse_bad_weights
+from pmsm.qann.units import InputGrid
 from pmsm.snn.temporal import Rule, Static, TensorMethod
 from pmsm.snn.unroll import unrolled
 
@@ -55,6 +56,7 @@ RULES: dict[Any, Rule | Callable[[nn.Module], nn.Module]] = {
     **dict.fromkeys((torch.gather, "gather"), PRODUCT),
     **dict.fromkeys(graph.DISCRETE_CALLS, STATIC),
     graph.additive_mask: LINEAR,
+    InputGrid: LINEAR,  # the input of each step is rounded as it comes, and so is the mean of equal inputs
 }
 """Module type, function or method name -> how it runs over time; a callable makes the module that replaces
 it.

@@ -11,6 +11,7 @@ from torch import nn
 
 from pmsm import graph
 from pmsm.graph import Network, Node
+from pmsm.qann.units import InputGrid
 from pmsm.snn.convert import _key
 from pmsm.study.energy import touch, work
 from pmsm.study.energy.touch import Touch
@@ -71,6 +72,7 @@ OPS: dict[Any, Operator] = {
     **dict.fromkeys(graph.MAXPOOLS, Operator(work.maximum)),
     nn.ReLU: Operator(work.per_output(comparisons=1)),
     **dict.fromkeys((nn.ReLU6, nn.Hardtanh), Operator(work.per_output(comparisons=2))),
+    InputGrid: Operator(work.per_output(multiplies=1, comparisons=2)),
     **dict.fromkeys(
         (nn.LeakyReLU, nn.PReLU, nn.RReLU), Operator(work.per_output(comparisons=1, multiplies=1))
     ),
