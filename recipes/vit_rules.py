@@ -1,7 +1,7 @@
 """Which rule chooses the best step for a transformer without training? The network of vit_fashion.py.
 
 Run: .venv/bin/python recipes/vit_rules.py --data FASHION_FOLDER --checkpoint FILE
-FILE is float-0.safetensors of vit_fashion.py. One step per site from 512 training pictures; accuracy on the
+FILE is float-0.safetensors of vit_fashion.py. Steps from 512 training pictures; accuracy on the
 first 1,000 test pictures at T = 1 and 8, and of the clipped, unquantized network: what clipping alone costs,
 which no T brings back. One line per rule and level goes to results/vit_rules.jsonl.
 """

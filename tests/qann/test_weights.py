@@ -37,6 +37,7 @@ def test_the_rounded_network_is_exact_as_a_spiking_network(qann):
     assert pmsm.verify(rounded, pmsm.convert(rounded), x).different == 0
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("bits, most", [(8, 0.25), (4, 0.75)])
 def test_rounded_weights_are_near(qann, bits, most):
     folded = pmsm.graph.fold_batchnorm(qann)
