@@ -21,8 +21,7 @@ command above it; (a to b) is the range over seeds. Published figures are marked
 
 Digits, calibration rules, stopping when sure, levels under a budget and what is shipped were measured with
 the present default of calibration: rule mse, one step per channel, potentials to start with. Every other
-network here was calibrated by the default before it: rule entropy, one step per site, potentials zero. The
-commit of each run stands in its line.
+network here was calibrated by the default before it: rule entropy, one step per site, potentials zero.
 """
 
 
