@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, the same examples in every run."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: a test never downloads
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
+# Background jobs start with Ctrl-C ignored, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # equal sums in every run, and no fight for the cores
 
