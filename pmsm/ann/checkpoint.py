@@ -68,6 +68,15 @@ def save_training(
     write_atomic(path, safetensors.torch.save(whole, metadata=header), error=CheckpointError)
 
 
+def save_network(path: str | Path, network: nn.Module) -> None:
+    """Write a network that was not trained to a file as training leaves one.
+
+    Raises:
+        CheckpointError: as `save_training`.
+    """
+    save_training(path, network, torch.optim.SGD(network.parameters(), lr=0.0), {}, {"epochs": 0}, [])
+
+
 def load_training(
     path: str | Path, network: nn.Module, optimizer: Optimizer, streams: Streams, settings: dict,
     parts: Parts = NONE,

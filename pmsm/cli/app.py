@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -87,6 +88,19 @@ class Tracked:
             self.batches, self.label, total=len(self.batches), console=console, transient=True,
             disable=not console.is_terminal,
         )  # fmt: skip
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """A moving bar on stderr while something of unknown length goes on, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(label, total=None)
+        yield
 
 
 def note(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads
+from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads, working
 
 
 @command
@@ -22,8 +22,9 @@ def convert(
 
     use_threads(threads)
     find_modules()
-    _, source, qann = load_experiment(run)
-    found = prove(qann, source)
+    with working("convert and compare"):
+        _, source, qann = load_experiment(run)
+        found = prove(qann, source)
     row = {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
     tell(row, json, str(found))
 

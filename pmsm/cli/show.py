@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, command, tell
+from pmsm.cli.app import Json, command, tell, working
 
 
 @command
@@ -18,5 +18,6 @@ def show(
     """
     from pmsm.study.show import show, told
 
-    found = show(file)
+    with working("check"):
+        found = show(file)
     tell(found, json, told(found))

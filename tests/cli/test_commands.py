@@ -79,6 +79,28 @@ def test_what_was_evaluated_and_measured_can_be_compared(home):
     assert "<svg" in (home / "pareto.svg").read_text()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".onnx"])
+def test_a_run_is_exported_in_the_form_that_the_suffix_says(home, suffix):
+    done = pmsm_command(home, "export", "mine", "--to", f"net{suffix}", "--json")
+    assert done.exit_code == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["bytes"] == (home / f"net{suffix}").stat().st_size > 0
+    assert row["samples"] == 250
+    assert row["agreement"] == 100 if suffix == ".safetensors" else row["agreement"] > 90
+    if suffix == ".safetensors":
+        assert pmsm_command(home, "show", f"net{suffix}").exit_code == 0
+
+
+def test_a_network_of_the_users_is_trained_under_the_name_that_explain_takes(home):
+    done = pmsm_command(home, "train", "--model", "own:build", "--epochs", "1", "--out", "learned", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["experiment"]["network"] == "own:build"
+    assert done.stderr == ""
+    assert not {"network", "model"} <= {
+        name for run in COMMANDS.values() for name in signature(run).parameters
+    }
+
+
 def test_compare_alone_prints_what_is_published(home):
     done = pmsm_command(home, "compare", "--data", "ImageNet")
     assert done.exit_code == 0
@@ -90,6 +112,7 @@ def test_compare_alone_prints_what_is_published(home):
     [
         (["compare", "nowhere"], "cannot compare 'nowhere'"),
         (["compare", "--out", "table.xls"], "--out takes files that end in .md, .csv, .json, .svg, .txt"),
+        (["export", "mine", "--to", "net.zip"], "cannot export to 'net.zip', its suffix says the form"),
         (["calibrate", "--model", "own:none"], "own has no 'none'"),
         (["calibrate", "--model", "own:build", "--weights", "none.safetensors"], "cannot read weights from"),
         (["calibrate", "--model", "small", "--weights", "net.safetensors"], "are not those of SmallResNet"),
