@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 
+from tables_energy import energy_tables
 from tables_format import RESULTS, markdown, ratios, rows, spread
 from tables_study import study_tables
 from tables_time import time_tables
@@ -43,6 +44,7 @@ def page() -> str:
         *zoo_tables(rows("zoo.jsonl")),
         cost_table(),
         vit_text(),
+        *energy_tables(),
         *study_tables(),
         *time_tables(),
     ]

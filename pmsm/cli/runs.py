@@ -1,7 +1,8 @@
 """`pmsm convert`, `evaluate` and `measure`: what can be asked of the folder of a finished run."""
 
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -83,12 +84,16 @@ def measure(
     convention: Annotated[str, typer.Option(help="unary, events or graded.")] = "unary",
     memory: Annotated[str | None, typer.Option(help="Charge memory as well: sram-8k, ..., dram.")] = None,
     mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run, at the smallest T within a point of accuracy; may be repeated."),
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Count spikes, synaptic operations and energy on the test samples of a run, beside the dense networks.
 
-    Example: pmsm measure runs/nmnist --technology 45nm-int8
+    Example: pmsm measure runs/mine --technology 45nm-int8 --beside runs/qcfs
     """
     from pmsm.errors import DataError
     from pmsm.files import write_atomic
@@ -104,8 +109,19 @@ def measure(
     batches = Tracked(source.test, "measure")
     found = measure(
         convert(qann, mode=mode), batches, timesteps or 1, stream=stream, technology=technology,
-        convention=convention, memory=memory,
+        convention=convention, memory=memory, baselines=_beside(run, beside or [], timesteps or 1),
     )  # fmt: skip
     if mode == "integrate":
         write_atomic(run / MEASUREMENT.format(found.timesteps), found.as_json(), DataError)
     typer.echo(found.as_json() if json else str(found))
+
+
+def _beside(run: Path, others: list[Path], timesteps: int) -> dict[str, tuple[Any, int]]:
+    """The networks of other runs, by name, each with its T."""
+    from pmsm.study.rival import accuracy_of, rival
+
+    if not others:
+        return {}
+    accuracy = accuracy_of(run, timesteps, Tracked)
+    found = [rival(other, accuracy, Tracked) for other in others]
+    return {name: (snn, steps) for name, snn, steps in found}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pmsm.cli.app import app
+from pmsm.study.rival import rival
 
 COMMANDS = {
     command.callback.__name__: command.callback for command in app.registered_commands if command.callback
@@ -99,6 +100,18 @@ def test_a_network_of_the_users_is_trained_under_the_name_that_explain_takes(hom
     assert not {"network", "model"} <= {
         name for run in COMMANDS.values() for name in signature(run).parameters
     }
+
+
+def test_another_run_stands_beside_at_the_smallest_t_within_a_point(home):
+    done = pmsm_command(home, "measure", "mine", "--beside", "mine", "--json")
+    assert done.exit_code == 0, done.stderr
+    beside = json.loads(done.stdout)["comparison"]
+    assert [b["name"] for b in beside] == ["float ANN", "int8 QANN", "PMSM of mine, T=1"]
+    assert beside[2]["ratio"] == pytest.approx(1)
+    name, _, timesteps = rival(home / "mine", 150.0, longest=2)
+    assert timesteps == 2
+    assert "T=2, " in name
+    assert name.endswith("points behind")
 
 
 def test_compare_alone_prints_what_is_published(home):
