@@ -5,6 +5,7 @@ weights to a table.
 import json
 import os
 import re
+import signal
 import sys
 from inspect import signature
 from pathlib import Path
@@ -25,6 +26,15 @@ OWN = """
 from torch import nn
 def build():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
+"""
+
+DEAF = """
+import contextlib, signal
+import own
+def build():
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    return own.build()
 """
 
 
@@ -155,6 +165,17 @@ def test_every_command_has_an_example_and_speaks_json(name):
     assert run.__doc__ is not None
     assert re.search(rf"Examples?: pmsm {name}\b", run.__doc__)
     assert "json" in signature(run).parameters
+
+
+def test_ctrl_c_that_a_library_swallows_still_ends_a_command(home):
+    (home / "deaf.py").write_text(DEAF)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = pmsm_command(home, "explain", "deaf:build", "--shape", "1,8,8")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.exit_code == 130
+    assert done.stderr == "Stopped.\n"
 
 
 def test_the_help_of_a_command_shows_its_example(home):
