@@ -121,6 +121,19 @@ def finished_epochs(path: str | Path) -> int:
     return len(_training(path, header)["epochs"])
 
 
+def read_training(path: str | Path) -> tuple[dict, list[dict], dict[str, Tensor]]:
+    """Settings, one row per finished epoch, and the network's state dict of the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: the file is truncated or foreign.
+    """
+    header, tensors = _read(path)
+    training = _training(path, header)
+    model = _section(tensors, "model.")
+    network = {name.removeprefix("model."): value for name, value in model.items()}
+    return training["settings"], training["epochs"], network
+
+
 def load_weights(path: str | Path, network: nn.Module) -> None:
     """Fill `network` alone from the training checkpoint `path`, with averaged weights where it holds them.
 

@@ -53,7 +53,7 @@ def evaluate(
     from pmsm.errors import DataError
     from pmsm.files import write_atomic
     from pmsm.study.entries import EVALUATION
-    from pmsm.study.experiment import evaluate_over_time, load_experiment
+    from pmsm.study.experiment import evaluate_over_time, load_experiment, told_over_time
 
     use_threads(threads)
     find_modules()
@@ -63,13 +63,7 @@ def evaluate(
     row = evaluate_over_time(qann, watched, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
     if mode == "integrate" and not reset_each_frame:
         write_atomic(run / EVALUATION, dumps(row), DataError)
-    lines = [
-        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
-        for t, (accuracy, spikes) in enumerate(zip(row["accuracy"], row["spikes_per_neuron"], strict=True), 1)
-    ]
-    if "spikes_per_event" in row:
-        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
-    tell(row, json, "\n".join(lines))
+    tell(row, json, told_over_time(row))
 
 
 @command
@@ -118,10 +112,10 @@ def measure(
 
 def _beside(run: Path, others: list[Path], timesteps: int) -> dict[str, tuple[Any, int]]:
     """The networks of other runs, by name, each with its T."""
-    from pmsm.study.rival import accuracy_of, rival
+    from pmsm.study.rival import rival, standing
 
     if not others:
         return {}
-    accuracy = accuracy_of(run, timesteps, Tracked)
-    found = [rival(other, accuracy, Tracked) for other in others]
+    own = standing(run, timesteps, Tracked)
+    found = [rival(own, other, Tracked) for other in others]
     return {name: (snn, steps) for name, snn, steps in found}

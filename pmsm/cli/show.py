@@ -10,7 +10,8 @@ from pmsm.cli.app import Json, command, tell, working
 
 @command
 def show(
-    file: Annotated[Path, typer.Argument(help="A file that pmsm.save wrote.")], json: Json = False
+    file: Annotated[Path, typer.Argument(help="A file that pmsm.save, pmsm.export or pmsm.train wrote.")],
+    json: Json = False,
 ) -> None:
     """Tell what a saved network is: inputs, sites, operators, versions; status 1 if the file is not sound.
 

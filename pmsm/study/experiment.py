@@ -248,6 +248,18 @@ def evaluate_over_time(
     return row
 
 
+def told_over_time(row: dict[str, Any]) -> str:
+    """What `evaluate_over_time` found, a line per step."""
+    steps = zip(row["accuracy"], row["spikes_per_neuron"], strict=True)
+    lines = [
+        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
+        for t, (accuracy, spikes) in enumerate(steps, 1)
+    ]
+    if "spikes_per_event" in row:
+        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
+    return "\n".join(lines)
+
+
 def _framed(events: Any, framing: Framing) -> Any:
     return replace(events.to_frames(framing), scale=1 / EVENTS_PER_UNIT)
 

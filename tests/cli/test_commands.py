@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pmsm.cli.app import app
-from pmsm.study.rival import rival
+from pmsm.errors import SettingsError
+from pmsm.study.rival import rival, standing
 
 COMMANDS = {
     command.callback.__name__: command.callback for command in app.registered_commands if command.callback
@@ -118,10 +119,13 @@ def test_another_run_stands_beside_at_the_smallest_t_within_a_point(home):
     beside = json.loads(done.stdout)["comparison"]
     assert [b["name"] for b in beside] == ["float ANN", "int8 QANN", "PMSM of mine, T=1"]
     assert beside[2]["ratio"] == pytest.approx(1)
-    name, _, timesteps = rival(home / "mine", 150.0, longest=2)
+    out_of_reach = standing(home / "mine", 1)._replace(accuracy=[150.0])
+    name, _, timesteps = rival(out_of_reach, home / "mine", longest=2)
     assert timesteps == 2
     assert "T=2, " in name
     assert name.endswith("points behind")
+    with pytest.raises(SettingsError, match=r"is on digits, this one on MNIST: their energies"):
+        rival(out_of_reach._replace(data="MNIST"), home / "mine", longest=1)
 
 
 def test_compare_alone_prints_what_is_published(home):

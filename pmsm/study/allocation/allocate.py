@@ -64,7 +64,7 @@ def allocate(
     site with all others float, as the geometric mean over the three uniform levels nearest to the budget.
     Where the error of the whole network is then not below that of the most uniform levels that the budget
     allows, these are the answer. "entropy" maximizes the sum of the entropies of the codes: the information
-    that the sites keep, each taken by itself; on a ResNet-20 it is worse than equal levels (docs/study.md).
+    that the sites keep, each taken by itself; on a ResNet-20 it gains less or nothing (docs/study.md).
 
     Args:
         qann: from `quantize`, calibrated or not; left alone. Steps that training has learned are given up.
