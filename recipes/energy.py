@@ -35,11 +35,14 @@ from pmsm.study.demo import WITHIN, accuracy_over_time, environment
 from pmsm.study.energy.measure import measure
 from pmsm.study.energy.measurement import Measurement
 from pmsm.study.energy.technology import CONVENTIONS
+from pmsm.study.energy.work import Work
 
 RESULTS = Path(__file__).parent.parent / "results" / "energy.jsonl"
 STEPS = (1, 2, 4, 8, 16, 32)
 PRICED, CALIBRATED = 256, 1024
 TECHNOLOGIES = ("45nm-fp32", "45nm-int8")
+DENSE_AT = ("45nm-fp32", "45nm-fp16", "45nm-int8", "45nm-int8-acc32")
+MEMORY_AT = (None, "sram-8k", "dram")
 FLOAT_EPOCHS, QAT_EPOCHS, FLOAT_LR, QAT_LR = 5, 3, 0.1, 0.02
 RIVAL = "QCFS-IF"
 METHODS: dict[str, Method] = {
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of ResNet-20")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--methods", default="", help="only those that begin so")
     parser.add_argument("--out", type=Path, default=Path("runs/energy"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -92,6 +96,8 @@ def main() -> None:
     print(f"float {base['float_accuracy']:.2f} %", flush=True)
     goals: dict[str, float] = {}
     for name, method in (METHODS if task.train else UNTRAINED).items():
+        if not name.startswith(options.methods):
+            continue
         qann = quantized(task, name, method, options)
         row = base | {"method": name, "levels": method.levels, "epochs": task.names["qat_epochs"]}
         row |= accuracies(qann, method, task) if method.exact else over_time(qann, task, goals)
@@ -186,13 +192,26 @@ def energies(qann: Network, timesteps: list[int], task: Task) -> dict[str, Any]:
     }
     return {"energy_nj": table[TECHNOLOGIES[0]]["unary"], "energies_nj": table,
             "half_width_nj": [m.totals.energy_pj.half_width / 1000 for m in measured],
-            "beside_nj": _beside(measured[0]), "macs": measured[0].totals.macs,
+            "dense_over_this": _dense_over(measured[0]), "beside_nj": _beside(measured[0]),
+            "macs": measured[0].totals.macs,
             "synops": [m.synops.mean for m in measured], "parts_pj": [_shares(m) for m in measured],
             "neurons": sum(layer.neurons for layer in measured[0].firing)}  # fmt: skip
 
 
 def _beside(measured: Measurement) -> dict[str, float]:
     return {other.name: other.energy_pj.mean / 1000 for other in measured.comparison}
+
+
+def _dense_over(measured: Measurement) -> dict[str, float]:
+    """What the network without spikes needs over what this one needs, both at the same prices, unary."""
+    dense = sum((row.dense for row in measured.rows), Work())
+    found = {}
+    for technology in DENSE_AT:
+        for memory in MEMORY_AT:
+            needed = measured.priced(technology, memory=memory)
+            ratio = needed.prices.dense_pj(dense) / needed.totals.energy_pj.mean
+            found[technology + (f", {memory}" if memory else "")] = ratio
+    return found
 
 
 def _shares(measured: Measurement) -> dict[str, float]:

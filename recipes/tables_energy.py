@@ -39,12 +39,15 @@ memory.
 
 {_over_time(runs, own)}
 Columns "x" are the nJ of the row over those of PMSM at T=1, 45nm-fp32, in the conventions unary / events /
-graded.
+graded; rows "QANN" the quantized network itself, which has no T.
 {_verdict(runs, own)}
 
 {_dense(runs, own)}
+{_same_prices(runs, own)}
 What the float network (at 45nm-fp32) and the 8-bit one (at 45nm-int8) need, over what PMSM needs at T=1 at
-the same prices, in the conventions unary / events / graded; above 1 PMSM is the cheaper one.
+the same prices, in the conventions unary / events / graded; above 1 PMSM is the cheaper one. Second table:
+the network without spikes over PMSM, both at the prices of the column, unary; memory as if nothing were
+reused.
 """
 
 
@@ -60,6 +63,8 @@ def _over_time(runs: list[dict], own: list[str]) -> str:
             energy = mean(r["energy_nj"][i] for r, i in zip(here, at, strict=True))
             ratios = [_ratios(here, at, [_of(runs, other, r["seed"]) for r in here]) for other in own]
             table.append([name, f"{t}", spread(accuracy), f"{spikes:.2f}", f"{energy:,.0f}", *ratios])
+        if len(here[0]["timesteps"]) > 1:  # what a rate code tends to
+            table.append([name, "QANN", spread([r["qann_accuracy"] for r in here]), *[""] * (2 + len(own))])
     head = ["method", "T", "accuracy", "spikes per neuron", "nJ", *(f"x {name[6:]}" for name in own)]
     return markdown(head, table)
 
@@ -113,3 +118,13 @@ def _against(here: list[dict], dense: str, technology: str) -> str:
     return " / ".join(
         f"{mean(r['beside_nj'][dense] / _nj(r, c, 0, technology) for r in here):.2f}" for c in CONVENTIONS
     )
+
+
+def _same_prices(runs: list[dict], own: list[str]) -> str:
+    """The dense network over PMSM for each technology, without memory and with it."""
+    prices = list(runs[0]["dense_over_this"])
+    table = []
+    for name in own:
+        here = [r["dense_over_this"] for r in runs if r["method"] == name]
+        table.append([name, *(f"{mean(r[price] for r in here):.2f}" for price in prices)])
+    return markdown(["", *prices], table)
