@@ -68,6 +68,15 @@ def save_training(
     write_atomic(path, safetensors.torch.save(whole, metadata=header), error=CheckpointError)
 
 
+def save_network(path: str | Path, network: nn.Module) -> None:
+    """Write a network that was not trained to a file as training leaves one.
+
+    Raises:
+        CheckpointError: as `save_training`.
+    """
+    save_training(path, network, torch.optim.SGD(network.parameters(), lr=0.0), {}, {"epochs": 0}, [])
+
+
 def load_training(
     path: str | Path, network: nn.Module, optimizer: Optimizer, streams: Streams, settings: dict,
     parts: Parts = NONE,
@@ -110,6 +119,19 @@ def finished_epochs(path: str | Path) -> int:
     """
     header, _ = _read(path)
     return len(_training(path, header)["epochs"])
+
+
+def read_training(path: str | Path) -> tuple[dict, list[dict], dict[str, Tensor]]:
+    """Settings, one row per finished epoch, and the network's state dict of the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: the file is truncated or foreign.
+    """
+    header, tensors = _read(path)
+    training = _training(path, header)
+    model = _section(tensors, "model.")
+    network = {name.removeprefix("model."): value for name, value in model.items()}
+    return training["settings"], training["epochs"], network
 
 
 def load_weights(path: str | Path, network: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """What every command shares: the application, how a command ends, options that mean the same everywhere."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -34,6 +36,27 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; on a busy m
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends what runs inside, at its end at the latest: a compiler's callback may swallow it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
+        yield
+        return
+    heard: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+        if heard:
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A command: known errors end it with their text and status 1, Ctrl-C with the way on and status 130."""
 
@@ -41,7 +64,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         """`function` with its errors told."""
         try:
-            function(*args, **kwargs)
+            with _heeding_ctrl_c():
+                function(*args, **kwargs)
         except KeyboardInterrupt:
             resumes = "resume" in signature(function).parameters
             kept = " Finished epochs are kept; the same command with --resume goes on from there."
@@ -87,6 +111,19 @@ class Tracked:
             self.batches, self.label, total=len(self.batches), console=console, transient=True,
             disable=not console.is_terminal,
         )  # fmt: skip
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """A moving bar on stderr while something of unknown length goes on, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(label, total=None)
+        yield
 
 
 def note(text: str) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, Levels, command, find_modules
+from pmsm.cli.app import Json, Levels, command, find_modules, working
 from pmsm.errors import SettingsError
 
 
@@ -34,9 +34,10 @@ def explain(
     method = PMSM(levels=levels)
     sizes = None if shape is None else _shape(shape)
     find_modules()
-    network = build(model)
-    example = torch.randn(1, *(sizes or input_shape(network)))
-    explanation = explain(network, example, method)
+    with working("explain"):
+        network = build(model)
+        example = torch.randn(1, *(sizes or input_shape(network)))
+        explanation = explain(network, example, method)
     console, table = Console(highlight=False), explanation.table()
     wanted = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if json:

@@ -1,11 +1,12 @@
 """`pmsm convert`, `evaluate` and `measure`: what can be asked of the folder of a finished run."""
 
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads
+from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads, working
 
 
 @command
@@ -22,8 +23,9 @@ def convert(
 
     use_threads(threads)
     find_modules()
-    _, source, qann = load_experiment(run)
-    found = prove(qann, source)
+    with working("convert and compare"):
+        _, source, qann = load_experiment(run)
+        found = prove(qann, source)
     row = {"max_difference": found.max_difference, "codes": found.codes, "different": found.different}
     tell(row, json, str(found))
 
@@ -51,7 +53,7 @@ def evaluate(
     from pmsm.errors import DataError
     from pmsm.files import write_atomic
     from pmsm.study.entries import EVALUATION
-    from pmsm.study.experiment import evaluate_over_time, load_experiment
+    from pmsm.study.experiment import evaluate_over_time, load_experiment, told_over_time
 
     use_threads(threads)
     find_modules()
@@ -61,13 +63,7 @@ def evaluate(
     row = evaluate_over_time(qann, watched, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
     if mode == "integrate" and not reset_each_frame:
         write_atomic(run / EVALUATION, dumps(row), DataError)
-    lines = [
-        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
-        for t, (accuracy, spikes) in enumerate(zip(row["accuracy"], row["spikes_per_neuron"], strict=True), 1)
-    ]
-    if "spikes_per_event" in row:
-        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
-    tell(row, json, "\n".join(lines))
+    tell(row, json, told_over_time(row))
 
 
 @command
@@ -82,12 +78,16 @@ def measure(
     convention: Annotated[str, typer.Option(help="unary, events or graded.")] = "unary",
     memory: Annotated[str | None, typer.Option(help="Charge memory as well: sram-8k, ..., dram.")] = None,
     mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run, at the smallest T within a point of accuracy; may be repeated."),
+    ] = None,
     threads: Threads = 1,
     json: Json = False,
 ) -> None:
     """Count spikes, synaptic operations and energy on the test samples of a run, beside the dense networks.
 
-    Example: pmsm measure runs/nmnist --technology 45nm-int8
+    Example: pmsm measure runs/mine --technology 45nm-int8 --beside runs/qcfs
     """
     from pmsm.errors import DataError
     from pmsm.files import write_atomic
@@ -103,8 +103,19 @@ def measure(
     batches = Tracked(source.test, "measure")
     found = measure(
         convert(qann, mode=mode), batches, timesteps or 1, stream=stream, technology=technology,
-        convention=convention, memory=memory,
+        convention=convention, memory=memory, baselines=_beside(run, beside or [], timesteps or 1),
     )  # fmt: skip
     if mode == "integrate":
         write_atomic(run / MEASUREMENT.format(found.timesteps), found.as_json(), DataError)
     typer.echo(found.as_json() if json else str(found))
+
+
+def _beside(run: Path, others: list[Path], timesteps: int) -> dict[str, tuple[Any, int]]:
+    """The networks of other runs, by name, each with its T."""
+    from pmsm.study.rival import rival, standing
+
+    if not others:
+        return {}
+    own = standing(run, timesteps, Tracked)
+    found = [rival(own, other, Tracked) for other in others]
+    return {name: (snn, steps) for name, snn, steps in found}

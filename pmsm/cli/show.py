@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from pmsm.cli.app import Json, command, tell
+from pmsm.cli.app import Json, command, tell, working
 
 
 @command
 def show(
-    file: Annotated[Path, typer.Argument(help="A file that pmsm.save wrote.")], json: Json = False
+    file: Annotated[Path, typer.Argument(help="A file that pmsm.save, pmsm.export or pmsm.train wrote.")],
+    json: Json = False,
 ) -> None:
     """Tell what a saved network is: inputs, sites, operators, versions; status 1 if the file is not sound.
 
@@ -18,5 +19,6 @@ def show(
     """
     from pmsm.study.show import show, told
 
-    found = show(file)
+    with working("check"):
+        found = show(file)
     tell(found, json, told(found))

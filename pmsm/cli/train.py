@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pmsm.cli.app import Json, Threads, command, tell, use_threads
+from pmsm.cli.app import Json, Threads, Tracked, command, find_modules, note, tell, use_threads
 from pmsm.errors import SettingsError
 
 
@@ -18,8 +18,12 @@ def train(
     data: Annotated[
         str, typer.Option(help="Folder of images, or events: nmnist:DIR, dvs128gesture:DIR, shd:FILE, ...")
     ] = "",
-    network: Annotated[
-        str | None, typer.Option(help="small, timm:<name>, <module>:<function>, ... Default: small.")
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="small, timm:<name>, torchvision:<name>, or <module>:<function that makes it>. "
+            "Default: small."
+        ),
     ] = None,
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="Frames that a recording is cut into. Default: 8.")
@@ -52,34 +56,39 @@ def train(
     pmsm train --data nmnist:N-MNIST --timesteps 8 --out runs/nmnist
     """
     use_threads(threads)
-    say = (lambda line: None) if json else typer.echo
-    mine = {"network": network, "timesteps": timesteps, "epochs": epochs, "batch_size": batch_size}
+    find_modules()
+    mine = {"model": model, "timesteps": timesteps, "epochs": epochs, "batch_size": batch_size}
     shared = {"method": method, "levels": levels}
     if recipe is None:
         _refuse({"weights": weights is not None, "smoke": smoke}, "a recipe's")
-        row, out = _by_options(data, {**mine, **shared}, seed, out, resume, say)
+        row, out = _by_options(data, {**mine, **shared}, seed, out, resume)
     else:
         _refuse({name: value is not None for name, value in mine.items()}, "not a recipe's, which decides it")
-        row, out = _by_recipe(recipe, shared, data, weights, seed, out, results, device, smoke, resume, say)
+        row, out = _by_recipe(recipe, shared, data, weights, seed, out, results, device, smoke, resume)
     if not row:  # another process of the same run tells
         return
     where = shlex.quote(str(out))
-    tell(row, json, f"Go on with: pmsm convert {where}; pmsm evaluate {where}")
+    text = (
+        f"{row['data']}: float {row['float_accuracy']:.2f} %, quantized {row['qann_accuracy']:.2f} %\n"
+        f"Go on with: pmsm convert {where}; pmsm evaluate {where}; pmsm report {where}"
+    )
+    tell(row, json, text)
 
 
 def _by_options(
-    data: str, given: dict[str, Any], seed: int, out: Path | None, resume: bool, say: Any
+    data: str, given: dict[str, Any], seed: int, out: Path | None, resume: bool
 ) -> tuple[dict, Path]:
     from pmsm.study.experiment import Experiment, run_experiment
 
     out = Path("runs/train") if out is None else out
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return run_experiment(Experiment(data, seed=seed, **chosen), out, say, resume=resume), out
+    words = {"model": "network"}  # what an experiment calls it
+    chosen = {words.get(name, name): value for name, value in given.items() if value is not None}
+    return run_experiment(Experiment(data, seed=seed, **chosen), out, note, resume=resume, watch=Tracked), out
 
 
 def _by_recipe(
     path: Path, given: dict[str, Any], data: str, weights: Path | None, seed: int, out: Path | None,
-    results: Path, device: str, smoke: bool, resume: bool, say: Any,
+    results: Path, device: str, smoke: bool, resume: bool,
 ) -> tuple[dict, Path]:  # fmt: skip
     from pmsm.study.recipe import read_recipe
     from pmsm.study.recipe_run import Order, run_recipe
@@ -90,7 +99,7 @@ def _by_recipe(
     name = f"{path.stem}-{recipe.method}-{recipe.levels}-{seed}" + "-smoke" * smoke
     out = Path("runs") / name if out is None else out
     order = Order(path.stem, Path(data), out, weights, results, seed, resume, smoke, device)
-    return run_recipe(recipe, order, say), out
+    return run_recipe(recipe, order, note, Tracked), out
 
 
 def _refuse(given: dict[str, bool], whose: str) -> None:
@@ -99,5 +108,5 @@ def _refuse(given: dict[str, bool], whose: str) -> None:
     if wrong:
         raise SettingsError(
             f"{', '.join(wrong)}: {whose}. Write pmsm train RECIPE --data FOLDER [--weights FOLDER] "
-            f"[--smoke], or without a recipe pmsm train --data FOLDER [--network SOURCE] [--epochs N]."
+            f"[--smoke], or without a recipe pmsm train --data FOLDER [--model SOURCE] [--epochs N]."
         )

@@ -51,7 +51,7 @@ from pmsm.graph.operators import (
     WEIGHTED_CALLS,
     TrainingOnly,
 )
-from pmsm.graph.trace import record_shapes, trace
+from pmsm.graph.trace import record_shapes, stepwise, trace
 
 __all__ = [
     "ACTIVATIONS", "ADDITIONS", "AVGPOOLS", "BATCHNORMS", "CONVOLUTIONS", "DISCRETE_CALLS", "FUNCTIONAL",
@@ -60,5 +60,5 @@ __all__ = [
     "additive_mask", "apply", "batches_of", "call_of", "channel_dim", "dtype_of", "finish",
     "fold_batchnorm", "free_name", "input_count", "inputs_of", "insert_after", "is_module",
     "keeps_batch_first", "kind_of", "module_of", "modules", "operator_name", "record_shapes", "remove",
-    "require", "run", "shape_of", "signals", "trace",
+    "require", "run", "shape_of", "signals", "stepwise", "trace",
 ]  # fmt: skip

@@ -144,6 +144,19 @@ def record_shapes(network: Network, example: Any) -> None:
         ShapeProp(network).propagate(*_fresh(example))
 
 
+def stepwise(network: Network, example: Any) -> Callable[[Node], Any]:
+    """A function that runs node after node, in their order, and notes their shapes for `shape_of`."""
+    interpreter = ShapeProp(network)
+    interpreter.args_iter = iter(_fresh(example))
+
+    def run(node: Node) -> Any:
+        with torch.no_grad():
+            interpreter.env[node] = interpreter.run_node(node)
+        return interpreter.env[node]
+
+    return run
+
+
 def _output(network: nn.Module, example: Any) -> Any:
     """What the network computes on copies of the example.
 

@@ -45,7 +45,7 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
     graph.require(qann, "calibrate", CalibrationError)
     qann.eval()
     sample = Sample(qann)
-    found = implied(qann) if batches is None else _observed(qann, batches, sample)
+    found = implied(qann) if batches is None else observed(qann, batches, sample)
     _refuse_silent(found)
     for quantizer, distribution in found.items():
 
@@ -59,9 +59,17 @@ def calibrate(qann: Network, batches: Iterable[Any] | Tensor | None = None, rule
     return qann
 
 
-def _observed(
+def observed(
     qann: Network, batches: Iterable[Any] | Tensor, sample: Sample
 ) -> dict[Quantizer, entropy.Distribution]:
+    """What the float network sends through each site, per channel where the site has a step for each.
+
+    Args:
+        sample: keeps the first inputs.
+
+    Raises:
+        CalibrationError: no batches, or NaN or Inf.
+    """
     histograms: dict[Quantizer, entropy.Histogram] = {}
     for _, quantizer in graph.modules(qann, Quantizer):
         channels = quantizer.scale().numel()

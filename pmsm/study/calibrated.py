@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pmsm.ann.checkpoint import FORMAT, load_weights, save_training
+from pmsm.ann.checkpoint import FORMAT, load_weights, save_network
 from pmsm.ann.train import evaluate
 from pmsm.errors import CheckpointError
 from pmsm.files import write_atomic
@@ -58,15 +57,6 @@ def run_calibration(
     save_network(out / CHECKPOINT, qann)
     write_atomic(out / RUN, json.dumps(row, indent=1), CheckpointError)
     return row
-
-
-def save_network(path: Path, network: nn.Module) -> None:
-    """A checkpoint as `pmsm train` leaves it, of a network that was not trained.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    save_training(path, network, torch.optim.SGD(network.parameters(), lr=0.0), {}, {"epochs": 0}, [])
 
 
 def load_float(path: Path, ann: nn.Module) -> None:

@@ -25,6 +25,7 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.simulate import simulate
 from pmsm.snn.verify import Verification, verify
+from pmsm.study.findings import Watch, unwatched
 from pmsm.study.recipe import Phase
 from pmsm.study.recipe_run import FORMAT as RECIPE_FORMAT
 from pmsm.study.recipe_run import load_recipe_run
@@ -121,7 +122,12 @@ def load_source(experiment: Experiment) -> Source:
 
 
 def run_experiment(
-    experiment: Experiment, out: Path, say: Say = lambda line: None, *, resume: bool = False
+    experiment: Experiment,
+    out: Path,
+    say: Say = lambda line: None,
+    *,
+    resume: bool = False,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Train in float, quantize, calibrate, train again; the row that `out`/run.json holds as well.
 
@@ -142,11 +148,11 @@ def run_experiment(
 
     ann = float_network(experiment, source)
     float_curve = learn(ann, "float", experiment.epochs, FLOAT_LR)
-    float_accuracy = evaluate(ann, source.valid)
+    float_accuracy = evaluate(ann, watch(source.valid, "float network"))
     say(f"float network: {float_accuracy:.2f} %")
-    qann = calibrate(quantized(experiment, source, ann), source.calibration)
+    qann = calibrate(quantized(experiment, source, ann), watch(source.calibration, "calibrate"))
     qann_curve = learn(qann, "qann", max(1, round(experiment.epochs * QAT_SHARE)), QAT_LR)
-    qann_accuracy = evaluate(qann, source.valid)
+    qann_accuracy = evaluate(qann, watch(source.valid, "quantized network"))
     say(f"quantized network: {qann_accuracy:.2f} %")
     row = {
         "format": "pmsm-experiment", "version": 1, "experiment": asdict(experiment), "data": source.name,
@@ -240,6 +246,18 @@ def evaluate_over_time(
     if source.events is not None:
         row["spikes_per_event"] = float(sent.sum()) / source.events
     return row
+
+
+def told_over_time(row: dict[str, Any]) -> str:
+    """What `evaluate_over_time` found, a line per step."""
+    steps = zip(row["accuracy"], row["spikes_per_neuron"], strict=True)
+    lines = [
+        f"T={t:<3d} accuracy {accuracy:6.2f} %   spikes per neuron {spikes:7.3f}"
+        for t, (accuracy, spikes) in enumerate(steps, 1)
+    ]
+    if "spikes_per_event" in row:
+        lines.append(f"spikes per event {row['spikes_per_event']:.2f}")
+    return "\n".join(lines)
 
 
 def _framed(events: Any, framing: Framing) -> Any:

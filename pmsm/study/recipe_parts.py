@@ -31,6 +31,11 @@ class Sets:
         """What the set calls itself."""
         return self.train.name.removesuffix(" train")
 
+    @property
+    def channels(self) -> int:
+        """Of a picture."""
+        return self.train.images.shape[1]
+
     def batches(self, phase: Phase, seed: int) -> Batches:
         """Of training."""
         size = min(phase.batch_size, len(self.train))
@@ -51,8 +56,11 @@ class Sets:
 class On:
     """Batches on a device."""
 
-    batches: Iterable[tuple[Tensor, Tensor]]
+    batches: Batches
     device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in self.batches:
@@ -87,8 +95,13 @@ def float_network(recipe: Recipe, sets: Sets, seed: int) -> nn.Module:
     Raises:
         SettingsError: no such network.
     """
+    return build_network(recipe, sets.channels, sets.train.class_count, seed)
+
+
+def build_network(recipe: Recipe, channels: int, classes: int, seed: int) -> nn.Module:
+    """The same, for pictures of so many channels and classes."""
     torch.manual_seed(seed)
-    name, classes, channels = recipe.network, sets.train.class_count, sets.train.images.shape[1]
+    name = recipe.network
     if ":" in name:
         network = build(name)
     elif name in models.__all__:

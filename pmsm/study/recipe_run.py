@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmsm.ann.checkpoint import load_weights
+from pmsm.ann.checkpoint import load_weights, save_network
 from pmsm.ann.precision import tf32
 from pmsm.ann.schedule import History
 from pmsm.ann.train import evaluate, train
@@ -22,11 +22,14 @@ from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.snn.verify import verify
 from pmsm.study.demo import accuracy_over_time, commit, environment
+from pmsm.study.findings import Watch, unwatched
 from pmsm.study.recipe import Phase, Recipe, recipe_of
 from pmsm.study.recipe_parts import On, Sets, Stages, calibrated, fill, float_network, load_sets
 
 VERIFIED_BATCHES = 2
 FORMAT = "pmsm-recipe"
+CALIBRATED = "calibrated.safetensors"
+"""In the folder of a run: the quantized network before it was trained."""
 
 Say = Callable[[str], None]
 
@@ -73,7 +76,9 @@ class Order:
         return torch.device(wanted)
 
 
-def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe, order: Order, say: Say = lambda line: None, watch: Watch = unwatched
+) -> dict[str, Any]:
     """Run it all; the line that `order.results` gets, and `order.out`/run.json as well.
 
     Of several processes started by torchrun all train, the first one measures, and the others return {}.
@@ -82,11 +87,12 @@ def run_recipe(recipe: Recipe, order: Order, say: Say = lambda line: None) -> di
         PMSMError: whatever step refuses, in its own words.
     """
     start = time.perf_counter()
-    say = say if order.writes else lambda line: None
+    if not order.writes:
+        say, watch = (lambda line: None), unwatched
     recipe = recipe.smoke() if order.smoke else recipe
     sets = load_sets(recipe, order.data, smoke=order.smoke)
     say(f"{sets.name}: {len(sets.train):,} training and {len(sets.test):,} test pictures")
-    run = _Run(recipe, order, sets)
+    run = _Run(recipe, order, sets, watch)
     with tf32(run.device, False):  # where a GPU would round what is to be compared bit for bit
         line = _steps(run, say)
     if line:
@@ -99,10 +105,10 @@ def _steps(run: "_Run", say: Say) -> dict[str, Any]:
     """Every step in turn; what a line of results says of them."""
     recipe, order, sets = run.recipe, run.order, run.sets
     ann, pretrained = run.float_network()
-    float_accuracy = evaluate(ann, run.test)
+    float_accuracy = evaluate(ann, run.watch(run.test, "float network"))
     say(f"float network: {float_accuracy:.2f} %")
     qann, history = run.quantized_network(ann)
-    qann_accuracy = evaluate(qann, run.test)
+    qann_accuracy = evaluate(qann, run.watch(run.test, "quantized network"))
     say(f"quantized network: {qann_accuracy:.2f} %")
     if not order.writes:
         return {}
@@ -139,8 +145,9 @@ def load_recipe_run(folder: Path, row: dict[str, Any]) -> tuple[Recipe, Sets, Ne
 class _Run:
     """One recipe on its data: each step once."""
 
-    def __init__(self, recipe: Recipe, order: Order, sets: Sets) -> None:
+    def __init__(self, recipe: Recipe, order: Order, sets: Sets, watch: Watch = unwatched) -> None:
         self.recipe, self.order, self.sets, self.device = recipe, order, sets, order.place
+        self.watch = watch
         self.test = sets.tested(recipe)
         self.calibration = On(sets.calibration(recipe), self.device)
 
@@ -166,7 +173,9 @@ class _Run:
     def quantized_network(self, ann: nn.Module) -> tuple[Network, History | None]:
         """The quantized network, calibrated and trained, and how."""
         recipe = self.recipe
-        qann = calibrated(recipe, self.quantized(ann), self.calibration)
+        qann = calibrated(recipe, self.quantized(ann), self.watch(self.calibration, "calibrate"))
+        if self.order.writes:
+            save_network(self.order.out / CALIBRATED, qann)  # what a report tells of before training
         if recipe.qat is None:
             return qann, None
         arguments: dict[str, Any] = {}
@@ -190,7 +199,7 @@ class _Run:
         test = On(self.test, self.device)
         some = [batch for batch, _ in zip(test, range(VERIFIED_BATCHES), strict=False)]
         found = verify(qann, snn, some) if self.recipe.build_method().exact else None
-        accuracy, spikes = accuracy_over_time(snn, test, self.recipe.timesteps)
+        accuracy, spikes = accuracy_over_time(snn, self.watch(test, "spiking network"), self.recipe.timesteps)
         return {
             "accuracy": accuracy, "spikes_per_neuron": spikes,
             "codes_compared": found and found.codes, "codes_different": found and found.different,
@@ -210,6 +219,7 @@ def _write(line: dict[str, Any], order: Order) -> None:
     """run.json in the folder of the run, and the line of results."""
     same = {name: line[name] for name in ("network", "method", "levels", "seed")}  # as runs without a recipe
     row = {"format": FORMAT, "version": 1, "folder": str(order.data), "smoke": order.smoke,
+           "weights_folder": None if order.weights is None else str(order.weights),
            "experiment": same, "qann_curve": line["curve"], **line}  # fmt: skip
     write_atomic(order.out / "run.json", json.dumps(row, indent=1), CheckpointError)
     if order.results is None or order.smoke:

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmsm.ann.checkpoint import load_weights
 from pmsm.ann.train import evaluate
@@ -17,6 +17,7 @@ from pmsm.graph import Network
 from pmsm.methods import METHODS, Method
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.kept import kept
+from pmsm.qann.quantize import quantize
 from pmsm.snn.convert import convert
 from pmsm.study.allocation.curves import quantizers
 from pmsm.study.demo import commit, environment, site_row, verified
@@ -31,6 +32,10 @@ from pmsm.study.experiment import (
     quantized,
 )
 from pmsm.study.findings import Watch, energy_of, operators_of, raster_of, unwatched
+from pmsm.study.recipe import recipe_of
+from pmsm.study.recipe_parts import build_network
+from pmsm.study.recipe_run import CALIBRATED
+from pmsm.study.recipe_run import FORMAT as RECIPE_FORMAT
 from pmsm.study.record import FORMAT, VERSION
 
 TIMESTEPS, ENERGY_SAMPLES = (1, 2, 4, 8), 64
@@ -71,7 +76,7 @@ class _Recorder:
         self.timesteps = sorted({t for t in (*TIMESTEPS, last) if t <= last})
         make: Any = METHODS[experiment.method]
         self.method: Method = make(levels=experiment.levels)
-        self.by_options = run.get("format") == "pmsm-experiment"  # else by a recipe, which builds by itself
+        self.recipe = recipe_of(run["settings"]) if run.get("format") == RECIPE_FORMAT else None
         self.epochs = int(run.get("epochs") or len(run.get("qann_curve") or []))
 
     def record(self, qann: Network) -> dict[str, Any]:
@@ -125,8 +130,14 @@ class _Recorder:
 
     def _before(self) -> Network | None:
         """The network as it was before it was trained with its quantizers."""
+        if self.recipe is not None:
+            if not (self.folder / CALIBRATED).exists():
+                return None
+            before = quantize(self._float(), self.recipe.build_method(), next(iter(self.source.valid))[0][:2])
+            load_weights(self.folder / CALIBRATED, before)
+            return before.eval()
         path = self.folder / "float.safetensors"
-        if not path.exists() or not self.by_options:
+        if not path.exists():
             return None
         ann = float_network(self.experiment, self.source)
         load_weights(path, ann)
@@ -137,28 +148,31 @@ class _Recorder:
         x, _ = next(iter(self.source.test))
         return [x[:, :ENERGY_SAMPLES] if self.stream else x[:ENERGY_SAMPLES]]
 
-    def _operators(self) -> list[dict[str, Any]] | None:
-        if not self.by_options:
-            return None
-        example = next(iter(self.source.valid))[0][:2]
-        return operators_of(float_network(self.experiment, self.source), example, self.method)
+    def _operators(self) -> list[dict[str, Any]]:
+        return operators_of(self._float(), next(iter(self.source.valid))[0][:2], self.method)
+
+    def _float(self) -> nn.Module:
+        """The float network, with random weights."""
+        if self.recipe is None:
+            return float_network(self.experiment, self.source)
+        source, seed = self.source, self.experiment.seed
+        return build_network(self.recipe, source.channels, source.classes, seed).eval()
 
     def _command(self) -> str:
         """What makes this run again."""
-        e = self.experiment
-        if not self.by_options:
-            recipe, data = self.run.get("recipe"), self.run.get("folder", "DIR")
+        e, run, after = self.experiment, self.run, f"--out {self.folder}\npmsm report {self.folder}"
+        if self.recipe is not None:
+            weights = f"--weights {run['weights_folder']} " * bool(run.get("weights_folder"))
             return (
-                f"pmsm train recipes/{recipe}.py --data {data} --out {self.folder}\npmsm report {self.folder}"
+                f"pmsm train recipes/{run.get('recipe')}.py --data {run.get('folder', 'DIR')} {weights}"
+                f"--method {e.method} --levels {e.levels} --seed {e.seed} {after}"
             )
         options = f"--data {e.data} " * bool(e.data) + f"--method {e.method} --levels {e.levels}"
         if not self.epochs:
-            return (
-                f"pmsm calibrate --model {e.network} {options} --out {self.folder}\npmsm report {self.folder}"
-            )
+            return f"pmsm calibrate --model {e.network} {options} {after}"
         return (
-            f"pmsm train --network {e.network} {options} --timesteps {e.timesteps} --epochs {e.epochs} "
-            f"--batch-size {e.batch_size} --seed {e.seed} --out {self.folder}\npmsm report {self.folder}"
+            f"pmsm train --model {e.network} {options} --timesteps {e.timesteps} --epochs {e.epochs} "
+            f"--batch-size {e.batch_size} --seed {e.seed} {after}"
         )
 
 

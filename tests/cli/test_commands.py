@@ -5,6 +5,7 @@ weights to a table.
 import json
 import os
 import re
+import signal
 import sys
 from inspect import signature
 from pathlib import Path
@@ -16,6 +17,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pmsm.cli.app import app
+from pmsm.errors import SettingsError
+from pmsm.study.rival import rival, standing
 
 COMMANDS = {
     command.callback.__name__: command.callback for command in app.registered_commands if command.callback
@@ -24,6 +27,15 @@ OWN = """
 from torch import nn
 def build():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
+"""
+
+DEAF = """
+import contextlib, signal
+import own
+def build():
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    return own.build()
 """
 
 
@@ -79,6 +91,43 @@ def test_what_was_evaluated_and_measured_can_be_compared(home):
     assert "<svg" in (home / "pareto.svg").read_text()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".onnx"])
+def test_a_run_is_exported_in_the_form_that_the_suffix_says(home, suffix):
+    done = pmsm_command(home, "export", "mine", "--to", f"net{suffix}", "--json")
+    assert done.exit_code == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["bytes"] == (home / f"net{suffix}").stat().st_size > 0
+    assert row["samples"] == 250
+    assert row["agreement"] == 100 if suffix == ".safetensors" else row["agreement"] > 90
+    if suffix == ".safetensors":
+        assert pmsm_command(home, "show", f"net{suffix}").exit_code == 0
+
+
+def test_a_network_of_the_users_is_trained_under_the_name_that_explain_takes(home):
+    done = pmsm_command(home, "train", "--model", "own:build", "--epochs", "1", "--out", "learned", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["experiment"]["network"] == "own:build"
+    assert done.stderr == ""
+    assert not {"network", "model"} <= {
+        name for run in COMMANDS.values() for name in signature(run).parameters
+    }
+
+
+def test_another_run_stands_beside_at_the_smallest_t_within_a_point(home):
+    done = pmsm_command(home, "measure", "mine", "--beside", "mine", "--json")
+    assert done.exit_code == 0, done.stderr
+    beside = json.loads(done.stdout)["comparison"]
+    assert [b["name"] for b in beside] == ["float ANN", "int8 QANN", "PMSM of mine, T=1"]
+    assert beside[2]["ratio"] == pytest.approx(1)
+    out_of_reach = standing(home / "mine", 1)._replace(accuracy=[150.0])
+    name, _, timesteps = rival(out_of_reach, home / "mine", longest=2)
+    assert timesteps == 2
+    assert "T=2, " in name
+    assert name.endswith("points behind")
+    with pytest.raises(SettingsError, match=r"is on digits, this one on MNIST: their energies"):
+        rival(out_of_reach._replace(data="MNIST"), home / "mine", longest=1)
+
+
 def test_compare_alone_prints_what_is_published(home):
     done = pmsm_command(home, "compare", "--data", "ImageNet")
     assert done.exit_code == 0
@@ -90,6 +139,7 @@ def test_compare_alone_prints_what_is_published(home):
     [
         (["compare", "nowhere"], "cannot compare 'nowhere'"),
         (["compare", "--out", "table.xls"], "--out takes files that end in .md, .csv, .json, .svg, .txt"),
+        (["export", "mine", "--to", "net.zip"], "cannot export to 'net.zip', its suffix says the form"),
         (["calibrate", "--model", "own:none"], "own has no 'none'"),
         (["calibrate", "--model", "own:build", "--weights", "none.safetensors"], "cannot read weights from"),
         (["calibrate", "--model", "small", "--weights", "net.safetensors"], "are not those of SmallResNet"),
@@ -119,6 +169,17 @@ def test_every_command_has_an_example_and_speaks_json(name):
     assert run.__doc__ is not None
     assert re.search(rf"Examples?: pmsm {name}\b", run.__doc__)
     assert "json" in signature(run).parameters
+
+
+def test_ctrl_c_that_a_library_swallows_still_ends_a_command(home):
+    (home / "deaf.py").write_text(DEAF)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = pmsm_command(home, "explain", "deaf:build", "--shape", "1,8,8")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.exit_code == 130
+    assert done.stderr == "Stopped.\n"
 
 
 def test_the_help_of_a_command_shows_its_example(home):

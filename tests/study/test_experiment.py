@@ -10,7 +10,14 @@ from typer.testing import CliRunner
 from pmsm.ann.data.events import FrameBatches, Frames, WindowBatches
 from pmsm.cli import app
 from pmsm.errors import CheckpointError, SettingsError
-from pmsm.study.experiment import Experiment, evaluate_over_time, load_experiment, prove, run_experiment
+from pmsm.study.experiment import (
+    Experiment,
+    evaluate_over_time,
+    load_experiment,
+    prove,
+    run_experiment,
+    told_over_time,
+)
 
 
 def write_nmnist(folder, recordings: int = 6) -> str:
@@ -144,3 +151,12 @@ def test_windows_are_means_of_frames_in_a_row_and_follow_seed_and_epoch():
     assert first.unique().numel() > 5
     whole = next(iter(WindowBatches(FrameBatches(frames, 40), whole=True)))[0]
     assert torch.equal(whole, torch.full((40, 1, 1, 1), 3.5))
+
+
+def test_accuracy_over_time_is_told_to_the_letter():
+    row = {"accuracy": [9.5, 100.0], "spikes_per_neuron": [0.5, 12.25], "spikes_per_event": 3.0, "samples": 4}
+    assert told_over_time(row) == (
+        "T=1   accuracy   9.50 %   spikes per neuron   0.500\n"
+        "T=2   accuracy 100.00 %   spikes per neuron  12.250\n"
+        "spikes per event 3.00"
+    )

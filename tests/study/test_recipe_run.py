@@ -22,6 +22,7 @@ from pmsm.study.experiment import evaluate_over_time, load_experiment, prove
 from pmsm.study.recipe import Phase, Recipe, read_recipe
 from pmsm.study.recipe_parts import Stages, fill, float_network, load_float, load_sets
 from pmsm.study.recipe_run import Order, run_recipe
+from pmsm.study.run_record import record_of_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if "\nRECIPE = " in path.read_text())
@@ -165,6 +166,17 @@ def test_a_run_with_a_recipe_is_converted_and_evaluated_as_any_other(finished):
     found = evaluate_over_time(qann, source, 2)
     assert found["accuracy"] == pytest.approx(line["accuracy"])
     assert found["spikes_per_neuron"] == pytest.approx(line["spikes_per_neuron"])
+
+
+def test_the_report_of_a_recipe_tells_its_operators_and_what_it_was_before_training(finished, data):
+    out, _ = finished
+    record = record_of_run(out)
+    assert [m["name"] for m in record["methods"]] == ["PMSM, calibrated only", "PMSM, after QAT"]
+    before, after = ({site["name"]: site["scale"] for site in m["sites"]} for m in record["methods"])
+    assert before.keys() == after.keys()
+    assert before != after
+    assert {o["kind"] for o in record["operators"]} >= {"Conv2d", "MaxPool2d", "Linear"}
+    assert record["command"].startswith(f"pmsm train recipes/small.py --data {data} --method pmsm --levels 5")
 
 
 def test_a_run_is_a_function_of_recipe_data_and_seed_and_resumes_to_it(finished, data, tmp_path):

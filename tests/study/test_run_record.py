@@ -35,7 +35,7 @@ def test_a_trained_run_is_told_before_and_after_training(trained, record):
     assert [row["timesteps"] for row in after["energy"]] == record["timesteps"] == [1, 2, 4, 8]
     assert {row["name"] for row in after["energy"][0]["beside"]} == {"float ANN", "int8 QANN"}
     assert len(record["raster"]["layers"]) == len(after["sites"]) == record["network"]["sites"]
-    assert record["command"].startswith("pmsm train --network small --method pmsm --levels 5")
+    assert record["command"].startswith("pmsm train --model small --method pmsm --levels 5")
     assert record["data"]["train"] == 1442
 
 

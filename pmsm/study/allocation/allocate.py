@@ -19,8 +19,10 @@ from pmsm.study.allocation.curves import (
     Output,
     candidates,
     first_samples,
+    observe,
     quantizers,
-    with_levels,
+    wide,
+    with_quantizers,
 )
 from pmsm.study.allocation.plan import UNITS, Allocation, Allotted, Uniform
 from pmsm.study.allocation.search import Choice, choose, total
@@ -50,14 +52,19 @@ def allocate(
     samples: int = 256,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[Network, Allocation]:
-    """Choose the levels of every site under one budget, at T=1.
+    """Choose step and levels of every site under one budget, at T=1.
+
+    A candidate of a site is the step that calibration gives it at some number of levels. Energy and spikes
+    are spent on steps alone, for a neuron sends abs(x) / step: under these budgets a site gets as many codes
+    with its step as leave next to nothing to clipping, up to the most of `levels`. Under a budget of bits it
+    gets those that its step was calibrated for.
 
     "output" minimizes the squared error at the network's output, taken to be the sum of what the sites cause,
-    each worth its effective bits b: error_s(L) = g_s * 4^-b_s(L). The sensitivity g_s is measured, site by
+    each worth its effective bits b: error_s = g_s * 4^-b_s. The sensitivity g_s is measured, site by
     site with all others float, as the geometric mean over the three uniform levels nearest to the budget.
     Where the error of the whole network is then not below that of the most uniform levels that the budget
     allows, these are the answer. "entropy" maximizes the sum of the entropies of the codes: the information
-    that the sites keep, each taken by itself; on a ResNet-20 it is worse than equal levels (docs/study.md).
+    that the sites keep, each taken by itself; on a ResNet-20 it gains less or nothing (docs/study.md).
 
     Args:
         qann: from `quantize`, calibrated or not; left alone. Steps that training has learned are given up.
@@ -89,10 +96,8 @@ def allocate(
             "allocate needs a quantized network. Call pmsm.quantize(ann, method, x) first."
         )
     data = batches if isinstance(batches, Tensor) else list(batches)
-    search = _Search(
-        qann, data, name, criterion, sorted(set(levels)), technology, calibrate, samples, progress
-    )
-    return search.run(budget)
+    levels = sorted(set(levels))
+    return Search(qann, data, name, criterion, levels, technology, calibrate, samples, progress).run(budget)
 
 
 def _budget(**budgets: float | None) -> tuple[str, float]:
@@ -105,8 +110,8 @@ def _budget(**budgets: float | None) -> tuple[str, float]:
     return next(iter(given.items()))
 
 
-class _Search:
-    """One network, one kind of budget."""
+class Search:
+    """One network and one kind of budget, of which several can be spent; arguments as those of `allocate`."""
 
     def __init__(
         self, qann: Network, data: Any, unit: str, criterion: str, levels: Sequence[int],
@@ -114,17 +119,20 @@ class _Search:
         progress: Callable[[int, int], None],
     ):  # fmt: skip
         self.qann, self.data, self.unit, self.criterion = qann, data, unit, criterion
-        self.levels, self.calibrate = levels, calibrate
+        self.levels = levels
         self.technology: Technology = chosen(TECHNOLOGIES, technology, Technology)
         count = len(quantizers(qann))
         self.done, self.steps, self.progress = 0, len(levels) + count, progress
         self.output = Output(qann, data, samples)
         self.found = candidates(qann, data, levels, self.technology, calibrate, self.output, self._tick)
+        signals, self.inputs = observe(qann, data)
+        if unit != "bits":  # codes cost nothing, spikes do
+            self.found = wide(self.found, signals)
         self.cost = _costs(self.found, unit)
         self.fixed = self.found.fixed_pj if unit == "budget_pj" else 0.0
         self.uniform = [self._uniform(level) for level in levels]
         self.least = self.fixed + sum(min(costs.values()) for costs in self.cost.values())
-        self.sensitivity: dict[str, float] = {}
+        self.sensitivity: dict[tuple[str, int], float] = {}
 
     def run(self, budget: float) -> tuple[Network, Allocation]:
         """Search, calibrate, and search with more or less until the result costs what it may; equal levels
@@ -135,7 +143,7 @@ class _Search:
         best, spent = self._searched(budget, allowed)
         fitting = [u for u in self.uniform if u.cost <= allowed]
         if self.criterion == "output" and fitting and (best is None or best[1].error >= fitting[-1].error):
-            equal = self._built(dict.fromkeys(self.found.sites, fitting[-1].levels), budget)
+            equal = self.built(dict.fromkeys(self.found.sites, fitting[-1].levels), budget)
             best = equal if equal[1].cost <= allowed else best
         if best is None:
             raise SettingsError(
@@ -151,7 +159,7 @@ class _Search:
             choice = self._choice(target - self.fixed)
             if choice == last:
                 break
-            last, found = choice, self._built(choice, budget)
+            last, found = choice, self.built(choice, budget)
             spent = found[1].cost
             if spent <= allowed and (best is None or spent > best[1].cost):
                 best = found
@@ -164,9 +172,10 @@ class _Search:
                 break
         return best, spent
 
-    def _built(self, choice: Choice, budget: float) -> tuple[Network, Allocation]:
+    def built(self, choice: Choice, budget: float) -> tuple[Network, Allocation]:
         """The network with these levels, calibrated, and its plan."""
-        network = self.calibrate(with_levels(self.qann, choice), self.data)
+        chosen = {name: self.found.sites[name][level].quantizer for name, level in choice.items()}
+        network = with_quantizers(self.qann, chosen, self.inputs)
         spent, error = self._spent(network, choice), self.output.error_of(network)
         return network, self._plan(choice, budget, spent, error)
 
@@ -183,16 +192,20 @@ class _Search:
     def _losses(self, near: int) -> dict[str, dict[int, float]]:
         """Site -> levels -> predicted share of the error at the output."""
         start = min(max(near - 1, 0), max(len(self.levels) - 3, 0))
-        measured = self.levels[start : start + 3]
-        losses = {}
-        for name, each in self.found.sites.items():
-            if name not in self.sensitivity:
-                alone = {n: self.output.error_of_one(name, each[n].quantizer) for n in measured}
-                found = [error * 4.0 ** each[n].effective_bits for n, error in alone.items()]
-                self.sensitivity[name] = math.exp(sum(math.log(max(g, 1e-30)) for g in found) / len(found))
-                self._tick()
-            losses[name] = {n: self.sensitivity[name] * 4.0**-c.effective_bits for n, c in each.items()}
-        return losses
+        return {
+            name: {n: self._sensitivity(name, start) * 4.0**-c.effective_bits for n, c in each.items()}
+            for name, each in self.found.sites.items()
+        }
+
+    def _sensitivity(self, name: str, start: int) -> float:
+        """What the error of a site is worth at the output, by three candidates from the one at `start`."""
+        if (name, start) not in self.sensitivity:
+            each = [self.found.sites[name][n] for n in self.levels[start : start + 3]]
+            found = [self.output.error_of_one(name, c.quantizer) * 4.0**c.effective_bits for c in each]
+            logarithm = sum(math.log(max(g, 1e-30)) for g in found) / len(found)
+            self.sensitivity[name, start] = math.exp(logarithm)
+            self._tick()
+        return self.sensitivity[name, start]
 
     def _uniform(self, level: int) -> Uniform:
         choice = dict.fromkeys(self.found.sites, level)
@@ -215,8 +228,8 @@ class _Search:
         for name, level in choice.items():
             site, neurons = self.found.sites[name][level], self.found.neurons[name]
             share = self.cost[name][level] / everything
-            rows.append(Allotted(name, neurons, level, site.entropy_bits, site.effective_bits,
-                                 site.spikes / neurons, share))  # fmt: skip
+            rows.append(Allotted(name, neurons, site.quantizer.levels, level, site.entropy_bits,
+                                 site.effective_bits, site.spikes / neurons, share))  # fmt: skip
         return Allocation(tuple(rows), budget, spent, error, tuple(self.uniform),
                           self.criterion, UNITS[self.unit])  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What each number of levels would do at each site: information, error at the output, spikes and energy."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,14 @@ from torch import Tensor
 from pmsm import graph
 from pmsm.errors import QuantizationError
 from pmsm.graph import Network
-from pmsm.methods.base import Quantizer
+from pmsm.methods.base import Quantizer, Start
+from pmsm.qann import entropy
+from pmsm.qann.calibrate import observed
 from pmsm.qann.kept import kept
+from pmsm.qann.potential import Sample, match_means
 from pmsm.snn.convert import convert
 from pmsm.study.allocation.search import Choice
+from pmsm.study.allocation.widen import widened
 from pmsm.study.energy.measure import measure
 from pmsm.study.energy.operators import OPS
 from pmsm.study.energy.plan import plan
@@ -28,10 +32,10 @@ Calibrate = Callable[[Network, Any], Network]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A site with some number of levels, while all other sites have as many.
+    """A site with the step of calibration at some number of levels, while all other sites have as many.
 
     Args:
-        quantizer: calibrated.
+        quantizer: calibrated; it may have more codes, see `wide`.
         entropy_bits: of its code; effective_bits: 1/2 log2(variance / MSE), what the code is worth.
         spikes: mean sum of |k| of the site, per sample.
         energy_pj: of the accumulates that these spikes cause.
@@ -49,7 +53,7 @@ class Candidates:
     """Every site with every number of levels.
 
     Args:
-        sites: site -> levels -> candidate.
+        sites: site -> levels of the calibration -> candidate.
         neurons: site -> neurons per sample.
         errors: levels -> error at the output with so many everywhere.
         fixed_pj: energy that does not depend on the levels, per sample.
@@ -84,6 +88,45 @@ def with_levels(qann: Network, levels: Choice) -> Network:
         like = quantizer.bounds.device, next(quantizer.parameters()).dtype
         changed.set_submodule(name, replace(method, levels=levels[name]).quantizer(quantizer.site).to(*like))
     return graph.finish(changed).eval()
+
+
+def with_quantizers(qann: Network, chosen: Mapping[str, Quantizer], inputs: tuple[Any, ...]) -> Network:
+    """A copy with these quantizers, whose potentials keep the mean of every channel over `inputs`."""
+    changed = copy.deepcopy(qann)
+    for name, quantizer in chosen.items():
+        changed.set_submodule(name, copy.deepcopy(quantizer))
+    changed = graph.finish(changed).eval()
+    match_means(changed, inputs)
+    return changed
+
+
+def observe(qann: Network, batches: Any) -> tuple[dict[str, entropy.Distribution], tuple[Any, ...]]:
+    """Site -> what the float network sends there; and the first inputs, as one batch."""
+    network, sample = copy.deepcopy(qann), Sample(qann)
+    found = observed(network, batches, sample)
+    signals = {name: found[quantizer] for name, quantizer in quantizers(network).items()}
+    return signals, sample.inputs()
+
+
+def wide(found: Candidates, signals: Mapping[str, entropy.Distribution]) -> Candidates:
+    """The same steps, and as many codes, up to the most levels of `found`, as clip next to nothing."""
+    sites = {
+        name: {level: _wide(candidate, each, signals[name]) for level, candidate in each.items()}
+        for name, each in found.sites.items()
+    }
+    return replace(found, sites=sites)
+
+
+def _wide(candidate: Candidate, each: Mapping[int, Candidate], signal: entropy.Distribution) -> Candidate:
+    bounds = {(c.quantizer.quant_min, c.quantizer.quant_max): c.quantizer for c in each.values()}
+    found = widened(signal, candidate.quantizer, bounds)
+    quantizer = copy.deepcopy(bounds[found.quant_min, found.quant_max])
+    step = candidate.quantizer.scale().detach()
+    quantizer.set_start(Start(step, found.quant_min, found.quant_max))
+    return replace(
+        candidate, quantizer=quantizer, entropy_bits=candidate.entropy_bits + found.entropy_bits,
+        effective_bits=candidate.effective_bits + found.effective_bits,
+    )  # fmt: skip
 
 
 def candidates(

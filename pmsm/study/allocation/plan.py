@@ -15,6 +15,7 @@ class Allotted:
     """What one site gets.
 
     Args:
+        levels: number of its codes; step_of: its step is that of calibration at so many levels.
         entropy_bits: of its code; effective_bits: 1/2 log2(variance / MSE).
         spikes: per neuron and sample.
         share: of the cost that the levels decide.
@@ -23,6 +24,7 @@ class Allotted:
     site: str
     neurons: int
     levels: int
+    step_of: int
     entropy_bits: float
     effective_bits: float
     spikes: float
@@ -65,10 +67,19 @@ class Allocation:
 
     def grid(self) -> Grid:
         """A line per site."""
-        columns = ("site", "neurons", "levels", "entropy (bits)", "effective (bits)", "spikes/neuron", "cost")
+        columns = (
+            "site",
+            "neurons",
+            "levels",
+            "step of",
+            "entropy (bits)",
+            "effective (bits)",
+            "spikes/neuron",
+            "cost",
+        )
         rows = [
-            (s.site, f"{s.neurons:,}", f"{s.levels}", f"{s.entropy_bits:.2f}", f"{s.effective_bits:.2f}",
-             f"{s.spikes:.3f}", f"{s.share:.1%}")
+            (s.site, f"{s.neurons:,}", f"{s.levels}", f"{s.step_of}", f"{s.entropy_bits:.2f}",
+             f"{s.effective_bits:.2f}", f"{s.spikes:.3f}", f"{s.share:.1%}")
             for s in self.sites
         ]  # fmt: skip
         return Grid(columns, 1, rows)

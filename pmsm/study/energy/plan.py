@@ -1,6 +1,5 @@
 """Which spikes reach which operators, and how often: one walk through a spiking network, before it runs."""
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,10 +96,10 @@ class _Walk:
     ):
         self.network, self.wrapped = _plain(snn)
         self.mode: str = snn.meta["mode"]
-        self.sample, self.timesteps, self.frames, self.ops = iter(sample), timesteps, frames, ops
+        self.timesteps, self.frames, self.ops = timesteps, frames, ops
         self.signals = graph.signals(self.network)
         _refuse_unknown(self.network, self.signals, ops)
-        graph.record_shapes(self.network, sample)
+        self.run = graph.stepwise(self.network, sample)
         self.values: dict[Node, Any] = {}
         self.arrived: dict[Node, Any] = {}
         self.steady: set[Node] = set()
@@ -116,19 +115,11 @@ class _Walk:
                     Planned("output", "output", "spikes", Work(), Work()), [self.arrived[n] for n in read]
                 )
             return
-        self.values[node] = self._value(node)
+        self.values[node] = self.run(node)
         if node in self.signals and node.op != "placeholder":
             self._count(node)
         elif node.op == "placeholder":
             self.steady.add(node)
-
-    @torch.no_grad()
-    def _value(self, node: Node) -> Any:
-        if node.op == "placeholder":
-            return next(self.sample, *node.args)
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.network)
-        return graph.apply(self.network, node, self.values)
 
     def _count(self, node: Node) -> None:
         read = [n for n in touch.mentions(node) if n in self.signals]
