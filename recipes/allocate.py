@@ -68,6 +68,7 @@ def main() -> None:
         return calibrate(qann, batches, options.rule)
 
     def tell(method: str, levels: int | None, qann: Network, **more: Any) -> float:
+        """Measure, print and keep one row; its energy in pJ."""
         found = measure(convert(qann), few)
         neurons = sum(layer.neurons for layer in found.firing)
         row = base | more | {

@@ -247,6 +247,7 @@ class Neuron(nn.Module):
         return torch.full_like(like, first) if side else None
 
     def extra_repr(self) -> str:
+        """Bounds, and whether spikes may cancel."""
         return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"
 
 
@@ -308,6 +309,7 @@ class TrackingNeuron(Neuron):
         return out
 
     def extra_repr(self) -> str:
+        """Bounds and most spikes per step."""
         return f"{self.quant_min}..{self.quant_max}, burst={self.burst}"
 
 

@@ -132,6 +132,7 @@ def run_experiment(
     say(f"{source.name}: {len(source.train)} batches per epoch, {source.classes} classes")
 
     def learn(network: nn.Module, name: str, epochs: int, lr: float) -> list[dict[str, float | None]]:
+        """Train with the settings of the experiment; its curve over the epochs."""
         history = train(network, source.train, source.valid, epochs=epochs, lr=lr,
                         warmup_epochs=min(1, epochs / 4), seed=experiment.seed,
                         checkpoint=out / f"{name}.safetensors", resume=resume)  # fmt: skip

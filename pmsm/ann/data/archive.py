@@ -131,6 +131,7 @@ class _Bounded:
         self.file, self.path, self.left = file, path, MAX_TAR_BYTES
 
     def read(self, size: int) -> bytes:
+        """At most `size` bytes more, as tarfile asks for them."""
         data = self.file.read(size)
         self.left -= len(data)
         if self.left < 0:

@@ -153,6 +153,7 @@ def _decoded(
     files: list[Path], size: tuple[int, int], crop: Crop | None, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     def decode(start: int) -> np.ndarray:
+        """The pictures from `start` on, as many as a thread takes at once."""
         some = files[start : start + BLOCK]
         return np.stack([decode_picture(_read(path), repr(str(path)), size, crop) for path in some])
 
