@@ -66,9 +66,9 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(f"there is no method {self.method!r}; choose one of {', '.join(METHODS)}.")
-        for name in ("timesteps", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"an experiment needs {name} >= 1, got {getattr(self, name)}.")
+        numbers = {name: getattr(self, name) for name in ("timesteps", "epochs", "batch_size")}
+        if small := [f"{name}={value}" for name, value in numbers.items() if value < 1]:
+            raise SettingsError(f"an experiment needs {', '.join(numbers)} >= 1, got {', '.join(small)}.")
 
     @property
     def has_events(self) -> bool:
