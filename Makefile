@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/pmsm demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

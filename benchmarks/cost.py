@@ -99,6 +99,8 @@ def forward_variants(ann: nn.Module, qann: nn.Module, x: torch.Tensor) -> dict[s
     snn = convert(qann)  # pyright: ignore[reportArgumentType]
 
     def plain(network: nn.Module) -> Work:
+        """The network as it is, without gradients."""
+
         def run() -> object:
             with torch.no_grad():
                 return network(x)
@@ -122,6 +124,7 @@ def training_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor, compiled
     forward = torch.compile(network) if compiled else network
 
     def step() -> None:
+        """Forward pass in bf16, backward pass, update."""
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(forward(x), y)

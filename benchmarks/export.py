@@ -72,6 +72,7 @@ def build(ann: nn.Module, x: Tensor, folder: Path) -> dict[str, Callable[[Tensor
     """Name -> the network in that form, as a function of a batch."""
 
     def in_pytorch(x: Tensor) -> Any:
+        """The float network as it is."""
         with torch.inference_mode():
             return ann(x)
 
@@ -99,6 +100,7 @@ def session(path: Path) -> Callable[[Tensor], Any]:
 
 def _calls(engine: Callable[[Tensor], Any], x: Tensor, times: int) -> Callable[[], None]:
     def work() -> None:
+        """So many batches, so that one measurement is long enough."""
         for _ in range(times):
             engine(x)
 

@@ -96,6 +96,7 @@ def loading(images: Images, batch: int, augment: str) -> Callable[[], object]:
     """The next batch, epoch after epoch."""
 
     def endless() -> Iterator[object]:
+        """Batches of one epoch after the other."""
         batches = Batches(images, batch, shuffle=True, augment=augment, drop_last=True)
         for epoch in range(10**6):
             batches.set_epoch(epoch)
@@ -115,6 +116,7 @@ def training_step(images: Images, batch: int, precision: str) -> Callable[[], ob
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
 
     def step() -> None:
+        """Forward pass in `precision`, backward pass, update."""
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = F.cross_entropy(network(x), y)

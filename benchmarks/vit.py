@@ -46,6 +46,7 @@ def main() -> None:
     found = verify(qann, snn, x)
 
     def plain() -> object:
+        """The quantized network as it is."""
         with torch.no_grad():
             return qann(x)
 

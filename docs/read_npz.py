@@ -20,6 +20,7 @@ def channels(values, x):
 
 
 def conv(x, op, a):
+    """[N, C, H, W] counts -> [N, O, H', W'] units of the weights, int32."""
     out = []
     kernels = np.split(a["weight"].astype(np.int32), op["groups"])
     for part, weight in zip(np.split(x, op["groups"], 1), kernels, strict=True):
@@ -29,6 +30,7 @@ def conv(x, op, a):
 
 
 def neuron(x, op, a, state):
+    """Input current and state of an integrating neuron -> signed counts, both [N, C, ...]."""
     threshold = channels(a["threshold"], x)
     v = x + state.get("v", channels(a["start"], x))
     count = np.clip((v + threshold // 2) // threshold, op["least"], op["most"])
@@ -42,6 +44,7 @@ def neuron(x, op, a, state):
 
 
 def maxpool(x, op, state):
+    """Counts -> by how much the largest sum so far in each window has grown."""
     state["total"] = state.get("total", 0) + x
     view = windows(state["total"], op["kernel"], op["stride"], op["padding"], fill=-(2**31) + 1)
     found, sent = view.max((4, 5)), state.get("found", 0)

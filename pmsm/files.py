@@ -1,4 +1,4 @@
-"""How a file reaches the disk: whole or not at all."""
+"""How a file reaches the disk, whole or not at all, and how one is read, up to a size."""
 
 import os
 import tempfile
@@ -36,6 +36,27 @@ def write_atomic(path: str | Path, data: bytes | str, error: type[PMSMError] = P
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def read_bounded(path: Path, most_bytes: int, kind: str, error: type[PMSMError] = PMSMError) -> bytes:
+    """The bytes of a file whose size is looked at before any of them is read.
+
+    Args:
+        kind: what the file should be, for a refusal.
+
+    Raises:
+        error: the file cannot be read, or has more than `most_bytes`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise error(
+                f"cannot read {str(path)!r}: {size:,} bytes, {kind} has {most_bytes:,} at most. Copy it "
+                f"anew, or remove it."
+            )
+        return path.read_bytes()
+    except OSError as cause:
+        raise error(f"cannot read {str(path)!r}: {cause.strerror or cause}.") from cause
 
 
 def _umask() -> int:

@@ -58,6 +58,7 @@ class Small(nn.Module):
         self.register_buffer("mask", torch.ones(5, 5, dtype=torch.bool).tril(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, 1, 4, 4] -> [N, 3]."""
         h = self.pool(self.relu(self.norm(self.conv(x)))).flatten(2).transpose(1, 2)
         h = self.ln(torch.cat((self.token.expand(h.shape[0], -1, -1), h), 1))
         h = nn.functional.scaled_dot_product_attention(h, h, h, attn_mask=self.mask)

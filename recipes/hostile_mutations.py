@@ -197,6 +197,7 @@ def change_a_value(data: bytes, rng: random.Random) -> bytes:
     """One to three places of the description hold something else, of the same type or of none."""
 
     def change(network: Any) -> None:
+        """Delete, rename, mutate or replace values in place."""
         for _ in range(rng.randint(1, 3)):
             owner, key = rng.choice(list(places(network)))
             if rng.random() < 0.2:
@@ -225,6 +226,7 @@ def rewire(data: bytes, rng: random.Random) -> bytes:
     """Nodes in another order (a cycle), twice, gone, or reading any node at all, themselves included."""
 
     def change(network: Any) -> None:
+        """Swap, repeat, remove, redirect or shuffle nodes in place."""
         nodes = network["nodes"]
         i, j = rng.randrange(len(nodes)), rng.randrange(len(nodes))
         what = rng.randrange(5)
@@ -246,6 +248,7 @@ def rename(data: bytes, rng: random.Random) -> bytes:
     """Another operator, target, class, method, attribute or path."""
 
     def change(network: Any) -> None:
+        """Another word where a word has a meaning."""
         names = [
             (owner, key)
             for owner, key in places(network)
@@ -265,6 +268,7 @@ def enlarge(data: bytes, rng: random.Random) -> bytes:
     """A network of terabytes: every number of one module is huge."""
 
     def change(network: Any) -> None:
+        """Every number of one module."""
         module = rng.choice(list(network["modules"].values()))
         for owner, key in list(places(module)):
             if type(owner[key]) is int:

@@ -3,15 +3,16 @@
 Run: pmsm train recipes/resnet18_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
 """
 
-from pmsm.study.recipe import Phase, Recipe
+from dataclasses import replace
+from pathlib import Path
 
-RECIPE = Recipe(
+from pmsm.study.recipe import read_recipe
+
+CIFAR10 = read_recipe(Path(__file__).with_name("resnet18_cifar10.py"))
+
+RECIPE = replace(
+    CIFAR10,
     data="cifar100",
-    network="resnet18_cifar",
-    pretraining=Phase(epochs=100, lr=0.1, warmup_epochs=2.0, augment="crop-flip+cutout=0.25"),
-    qat=Phase(epochs=50, lr=0.02, warmup_epochs=1.0),
-    progressive=((0, 33), (10, 17), (20, 9)),
-    distill=0.5,
-    budget="for a GPU; not measured.",
+    pretraining=replace(CIFAR10.pretraining, augment="crop-flip+cutout=0.25"),
     note="own split where the data are parquet files: 500 training, 100 test pictures per class",
 )

@@ -261,6 +261,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def _timm(name: str, pixels: int, small: dict[str, Any]) -> Entry:
     def build(full: bool) -> nn.Module:
+        """With random weights; small unless `full`."""
         torchvision()  # timm imports it
         import timm
 
@@ -274,6 +275,7 @@ def _timm(name: str, pixels: int, small: dict[str, Any]) -> Entry:
 
 def _torchvision(name: str, pixels: int, small: dict[str, Any]) -> Entry:
     def build(full: bool) -> nn.Module:
+        """With random weights; small unless `full`."""
         settings = {"init_weights": False, "aux_logits": False} if name in INCEPTIONS else {}
         backbone = {"weights_backbone": None} if name.startswith(("fcn", "lraspp")) else {}
         models = torchvision().models
@@ -296,6 +298,7 @@ def _transformers(name: str, settings: dict[str, Any]) -> Entry:
     tokens = "vocab_size" in settings
 
     def build(full: bool) -> nn.Module:
+        """With random weights; small unless `full`."""
         torchvision()  # transformers imports it
         import transformers
 
@@ -304,6 +307,7 @@ def _transformers(name: str, settings: dict[str, Any]) -> Entry:
         return getattr(transformers, f"{name}{task}")(config)
 
     def example(ann: nn.Module, full: bool) -> Tensor:
+        """A sequence of tokens, or pictures."""
         size = (1, 128) if full else (2, 12)
         return (
             torch.randint(3, settings["vocab_size"], size) if tokens else _images(full, 224 if full else 32)

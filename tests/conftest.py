@@ -3,7 +3,8 @@
 import os
 import signal
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any import reads it: a test never downloads
+# Before any import reads them: a test never downloads, and what it starts has one thread as well.
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""The float side: networks, data, one training loop."""

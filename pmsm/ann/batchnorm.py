@@ -19,12 +19,14 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
+        """[...] of one process -> [...] summed over all."""
         values = values.clone()
         dist.all_reduce(values)
         return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The same for the gradients: each process holds a share of them."""
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total

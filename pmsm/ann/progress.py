@@ -1,5 +1,6 @@
 """What one sees of a training run while it goes on."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,9 +14,13 @@ def _silent(**_: float) -> None:
 
 
 @contextmanager
-def progress_bar(show: bool, settings: Settings) -> Iterator[Report]:
-    """A bar on stderr with epoch, running loss, validation accuracy and time left, or nothing."""
-    if not show:
+def progress_bar(show: bool | None, settings: Settings) -> Iterator[Report]:
+    """A bar on stderr with epoch, running loss, validation accuracy and time left, or nothing.
+
+    Args:
+        show: None shows it where stderr is a terminal.
+    """
+    if not (sys.stderr.isatty() if show is None else show):
         yield _silent
         return
     from rich.console import Console

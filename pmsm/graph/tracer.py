@@ -37,16 +37,20 @@ class Tracer(fx.Tracer):
         self.training_only: set[str] = set()  # paths of modules that do nothing in evaluation mode
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is kept as one operator: those of `leaves`, and those of torch.nn."""
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: Node) -> fx.Proxy:
+        """A value that also answers what its shape answers."""
         return _Proxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        """The branch that the shapes decide; otherwise torch.fx refuses."""
         known = self._answer(obj.node)
         return super().to_bool(obj) if known is None else bool(known[0])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The members, where the shapes tell how many there are; otherwise torch.fx refuses."""
         length = self.length(obj)
         return super().iter(obj) if length is None else iter([obj[i] for i in range(length)])  # pyright: ignore
 
@@ -77,6 +81,7 @@ class Tracer(fx.Tracer):
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """A parameter or buffer as a node, but for the pass that only looks at shapes."""
         return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _answer(self, node: Node) -> tuple[Any] | None:

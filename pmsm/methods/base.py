@@ -229,4 +229,5 @@ class Quantizer(nn.Module):
         return threshold
 
     def extra_repr(self) -> str:
+        """Bounds and site."""
         return f"{self.quant_min}..{self.quant_max}, site={self.site.name!r}"

@@ -82,14 +82,9 @@ class Neuron(nn.Module):
     """
 
     def __init__(
-        self,
-        threshold: Tensor,
-        quant_min: int,
-        quant_max: int,
-        *,
-        initial: Tensor | None = None,
-        cancel: bool = True,
-    ):
+        self, threshold: Tensor, quant_min: int, quant_max: int, *,
+        initial: Tensor | None = None, cancel: bool = True,
+    ):  # fmt: skip
         super().__init__()
         self.register_buffer("threshold", threshold)
         self.register_buffer("initial", threshold.new_zeros(()) if initial is None else initial)
@@ -247,6 +242,7 @@ class Neuron(nn.Module):
         return torch.full_like(like, first) if side else None
 
     def extra_repr(self) -> str:
+        """Bounds, and whether spikes may cancel."""
         return f"{self.quant_min}..{self.quant_max}, cancel={self.cancel}"
 
 
@@ -273,14 +269,9 @@ class TrackingNeuron(Neuron):
     """
 
     def __init__(
-        self,
-        threshold: Tensor,
-        quant_min: int,
-        quant_max: int,
-        *,
-        initial: Tensor | None = None,
-        burst: int | None = None,
-    ):
+        self, threshold: Tensor, quant_min: int, quant_max: int, *,
+        initial: Tensor | None = None, burst: int | None = None,
+    ):  # fmt: skip
         super().__init__(threshold, quant_min, quant_max, initial=initial)
         self.burst = quant_max - quant_min if burst is None else burst
         if type(self.burst) is not int or self.burst < 1:
@@ -308,6 +299,7 @@ class TrackingNeuron(Neuron):
         return out
 
     def extra_repr(self) -> str:
+        """Bounds and most spikes per step."""
         return f"{self.quant_min}..{self.quant_max}, burst={self.burst}"
 
 

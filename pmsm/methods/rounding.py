@@ -74,12 +74,14 @@ def quantize(
 class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, initial, quant_min, quant_max, slack):
+        """See `quantize`."""
         ctx.save_for_backward(x, scale, initial)  # codes and mask are cheaper to recompute than to keep
         ctx.settings = quant_min, quant_max, slack
         return _forward(x, scale, initial, quant_min, quant_max)
 
     @staticmethod
     def backward(ctx, grad):
+        """[...] gradient of the result -> those of x, scale and initial; none for the settings."""
         x, scale, initial = ctx.saved_tensors
         grad_x, grad_scale = _backward(grad, x, scale, initial, *ctx.settings)
         grad_initial = None

@@ -57,4 +57,5 @@ class UnaryNeuron(Neuron):
         return collapse(out, self.micro_steps)
 
     def extra_repr(self) -> str:
+        """That of the neuron, and M."""
         return f"{super().extra_repr()}, micro_steps={self.micro_steps}"

@@ -1,0 +1,1 @@
+"""Float network -> quantized network: quantize, calibrate, round to integers, export."""

@@ -101,6 +101,7 @@ def _rectified(signal: _Moments) -> _Moments:
 
 
 def silent(names: list[str]) -> CalibrationError:
+    """The refusal of sites that see nothing but zeros."""
     return CalibrationError(
         f"no signal at all reaches {', '.join(map(repr, names))}: every value is zero. Calibrate on data "
         f"that the network was made for, or remove the dead layer in front of it. A layer that a new network "

@@ -97,6 +97,15 @@ class _Meter:
 
 
 def refuse_none(seen: int, purpose: str, verb: str) -> None:
+    """Refuse batches that turned out to be none.
+
+    Args:
+        purpose: completes "there is no batch".
+        verb: of `pmsm`, that needs one.
+
+    Raises:
+        CalibrationError: `seen` is 0.
+    """
     if seen == 0:
         raise CalibrationError(
             f"there is no batch {purpose}. Pass at least one: pmsm.{verb}(qann, [x]) with x a batch."

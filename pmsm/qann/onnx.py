@@ -181,6 +181,7 @@ def _layer(writer: _Writer, operation: Operation) -> None:
     scales = writer.constant(f"{name}.unit", np.broadcast_to(unit, bias.shape).astype(np.float32))
 
     def whole(part: str, values: np.ndarray) -> str:
+        """Name of the constant as floats: kept as whole numbers wherever engines read them exactly."""
         if operation.inputs[0] not in writer.codes:  # or else OpenVINO would round what arrives to 8 bits
             by_row = unit.reshape(-1, *[1] * (values.ndim - 1))
             return writer.constant(f"{name}.{part}", (values * by_row).astype(np.float32))

@@ -40,6 +40,7 @@ class InputGrid(nn.Module):
         return self.counts(x) * self.step
 
     def extra_repr(self) -> str:
+        """The step."""
         return f"step={self.step}"
 
 

@@ -1,0 +1,1 @@
+"""Quantized network -> spiking network: convert, simulate, verify, save, load."""

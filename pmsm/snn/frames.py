@@ -43,14 +43,17 @@ class Frames:
 
     @property
     def frames(self) -> int:
+        """F, or 1 for a constant input."""
         return len(self.tensors[0]) if self.stream else 1
 
     @property
     def samples(self) -> int:
+        """N."""
         return self.tensors[0].shape[1 if self.stream else 0]
 
     @property
     def timesteps(self) -> int:
+        """T, over all frames."""
         return self.frames * self.per_frame
 
     def at(self, t: int, active: Tensor | None) -> tuple[Any, ...]:
@@ -120,4 +123,5 @@ class Ending:
 
 
 def shown(shapes: list[torch.Size]) -> str:
+    """Shapes as a refusal writes them."""
     return ", ".join(str(list(shape)) for shape in shapes)

@@ -134,12 +134,14 @@ def sites_of(net: Network) -> list[dict[str, Any]]:
 
 
 def standing(net: Network) -> Iterator[tuple[graph.Node, Any]]:
+    """The quantizers or neurons that stand in `net`, with their nodes, in its order."""
     for node in net.graph.nodes:
         if graph.is_module(net, node, (Quantizer, Neuron)):
             yield node, graph.module_of(net, node)
 
 
 def input_of(node: dict[str, Any]) -> dict[str, Any]:
+    """Name, shape and type of one input, as the header tells them."""
     made = node["makes"] if isinstance(node["makes"], dict) else {}
     return {"name": node["target"], "shape": made.get("shape"), "dtype": made.get("dtype")}
 

@@ -65,6 +65,7 @@ class Absent(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """What the module was."""
         return self.kind
 
 

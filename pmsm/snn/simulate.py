@@ -165,6 +165,11 @@ def read_out(snn: Network, y: Any, total: Any, t: int) -> tuple[Any, Any]:
 
 
 def check_network(snn: Network) -> None:
+    """Refuse what cannot be simulated.
+
+    Raises:
+        SimulationError: it is no converted network.
+    """
     spiking = isinstance(snn, Network) and "mode" in snn.meta
     if not spiking or any(True for _ in graph.modules(snn, Quantizer)):
         raise SimulationError(
@@ -174,6 +179,11 @@ def check_network(snn: Network) -> None:
 
 
 def check_choices(record: str | None, schedule: str) -> None:
+    """Refuse a word that means nothing.
+
+    Raises:
+        SimulationError: names the words there are.
+    """
     if record not in ("spikes", "counts", None):
         raise SimulationError(f"simulate needs record 'spikes', 'counts' or None, got {record!r}.")
     if schedule not in ("auto", "layers", "steps"):

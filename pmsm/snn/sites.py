@@ -33,6 +33,7 @@ def built_method(entry: Any, where: str) -> Method:
 
 
 def described_site(quantizer: Quantizer, path: str) -> dict[str, Any]:
+    """A quantizer as JSON: its method and where it stands; the tensors are kept elsewhere."""
     site: Any = quantizer.site
     method: Any = getattr(quantizer, "method", None)
     return {
@@ -43,6 +44,11 @@ def described_site(quantizer: Quantizer, path: str) -> dict[str, Any]:
 
 
 def built_site(entry: Any, path: str, _: Any = None) -> Quantizer:
+    """The quantizer of an entry, not yet filled.
+
+    Raises:
+        CheckpointError: the entry is damaged, or its method unknown.
+    """
     record(entry, f"module {path!r}", **{"class": str, "method": dict, "site": dict})
     site = _dataclass(Site, entry["site"], f"the site {path!r}")
     return built_method(entry["method"], f"module {path!r}").quantizer(site)

@@ -74,6 +74,7 @@ class Static(nn.Module):
         before, state.sums = iter(state.sums), []
 
         def mean(x: Tensor) -> Tensor:
+            """Mean of an input over the steps so far, whose sum is kept."""
             if not _is_number(x):
                 return x
             state.sums.append(x if state.t == 1 else next(before) + x)
@@ -87,6 +88,7 @@ class Static(nn.Module):
 
     def _scan(self, given: Any, state: StaticState) -> Any:
         def means(x: Tensor) -> Tensor:
+            """The same for all steps at once, [T * N, ...]."""
             if not _is_number(x):
                 return x
             total = x.unflatten(0, (state.timesteps, -1)).clone()
@@ -95,6 +97,7 @@ class Static(nn.Module):
             return (total / _steps(total)).flatten(0, 1)
 
         def steps(y: Tensor) -> Tensor:
+            """[T * N, ...] results f(mean_t) -> what each step adds, t f(mean_t) - (t-1) f(mean_(t-1))."""
             total = y.unflatten(0, (state.timesteps, -1))
             total = total * _steps(total)
             return torch.cat([total[:1], total.diff(dim=0)]).flatten(0, 1)
@@ -103,6 +106,7 @@ class Static(nn.Module):
         return _each(steps, self.operator(*args, **kwargs))
 
     def extra_repr(self) -> str:
+        """Name of the function; a module shows itself."""
         return (
             ""
             if isinstance(self.operator, nn.Module)

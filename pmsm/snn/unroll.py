@@ -60,6 +60,7 @@ class Repeat(nn.Module):
         return pytree.tree_map_only(Tensor, lambda x: repeat(x, self.micro_steps), x)
 
     def extra_repr(self) -> str:
+        """M."""
         return f"micro_steps={self.micro_steps}"
 
 

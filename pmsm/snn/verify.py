@@ -156,7 +156,10 @@ def _coded(network: Network, sites: dict[str, Any], inputs: tuple[Any, ...]) -> 
     found: dict[str, Any] = {}
 
     def hook(name: str, step: Tensor):
+        """What records the site `name`."""
+
         def record(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            """Keep the codes of what the site gave, and what had arrived."""
             out = module.in_one_step(out) if isinstance(module, Neuron) else out
             codes = (out.double() / step.double()).round()
             whole = torch.equal((codes * step.double()).to(out.dtype), out)

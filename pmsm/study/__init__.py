@@ -1,0 +1,1 @@
+"""Measure and tell: energy, comparison, recipes, report."""

@@ -67,9 +67,9 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(f"there is no method {self.method!r}; choose one of {', '.join(METHODS)}.")
-        for name in ("timesteps", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"an experiment needs {name} >= 1, got {getattr(self, name)}.")
+        numbers = {name: getattr(self, name) for name in ("timesteps", "epochs", "batch_size")}
+        if small := [f"{name}={value}" for name, value in numbers.items() if value < 1]:
+            raise SettingsError(f"an experiment needs {', '.join(numbers)} >= 1, got {', '.join(small)}.")
 
     @property
     def has_events(self) -> bool:
@@ -138,6 +138,7 @@ def run_experiment(
     say(f"{source.name}: {len(source.train)} batches per epoch, {source.classes} classes")
 
     def learn(network: nn.Module, name: str, epochs: int, lr: float) -> list[dict[str, float | None]]:
+        """Train with the settings of the experiment; its curve over the epochs."""
         history = train(network, source.train, source.valid, epochs=epochs, lr=lr,
                         warmup_epochs=min(1, epochs / 4), seed=experiment.seed,
                         checkpoint=out / f"{name}.safetensors", resume=resume)  # fmt: skip

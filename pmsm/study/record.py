@@ -113,4 +113,5 @@ def _code(name: Any, where: str) -> int:
 
 
 def malformed(what: str) -> PMSMError:
+    """The refusal of a record that lacks or garbles `what`."""
     return PMSMError(f"cannot read the run record: {what}. Write it anew: pmsm demo.")

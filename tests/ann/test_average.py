@@ -1,21 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from pmsm.ann.average import Average
 from pmsm.ann.train import evaluate, train
-
-DRAW = torch.Generator().manual_seed(0)
-X, Y = torch.randn(48, 3, 6, 6, generator=DRAW), torch.randint(0, 4, (48,), generator=DRAW)
-BATCHES = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)]
-
-
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)
-        )
 
 
 def test_the_average_is_the_equation_of_its_decay():
@@ -29,16 +19,14 @@ def test_the_average_is_the_equation_of_its_decay():
     torch.testing.assert_close(average.averages[0], expected)  # lerp rounds once more
 
 
-def test_statistics_of_batchnorm_are_averaged_and_other_buffers_are_not():
-    ann = network()
+def test_statistics_of_batchnorm_are_averaged_and_other_buffers_are_not(ann):
     ann.register_buffer("mask", torch.full((2,), -torch.inf))
     assert Average(ann, 0.9).names == [
         "0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias", "1.running_mean", "1.running_var"
     ]  # fmt: skip
 
 
-def test_inside_the_network_holds_the_average_and_outside_its_own():
-    ann = network()
+def test_inside_the_network_holds_the_average_and_outside_its_own(ann):
     average, start = Average(ann, 0.9), ann[4].weight.detach().clone()
     nn.init.zeros_(ann[4].weight)
     with average.in_place():
@@ -46,8 +34,7 @@ def test_inside_the_network_holds_the_average_and_outside_its_own():
     assert not ann[4].weight.any()
 
 
-def test_what_is_set_anew_starts_its_average_anew():
-    ann = network()
+def test_what_is_set_anew_starts_its_average_anew(ann):
     average, start = Average(ann, 0.9), ann[0].weight.detach().clone()
     with average.restarting():
         nn.init.ones_(ann[4].weight)
@@ -55,18 +42,17 @@ def test_what_is_set_anew_starts_its_average_anew():
     assert torch.equal(average.tensors()["0.weight"], start)
 
 
-def test_the_average_is_validated_and_kept_and_changes_nothing_of_what_is_learned():
-    ann, raw = network(), network()
-    history = train(ann, BATCHES, BATCHES, epochs=2, lr=0.05, precision="fp32", ema=0.9)
-    plain = train(raw, BATCHES, epochs=2, lr=0.05, precision="fp32")
+def test_the_average_is_validated_and_kept_and_changes_nothing_of_what_is_learned(ann, batches):
+    raw = copy.deepcopy(ann)
+    history = train(ann, batches, batches, epochs=2, lr=0.05, precision="fp32", ema=0.9)
+    plain = train(raw, batches, epochs=2, lr=0.05, precision="fp32")
     assert [row.loss for row in history.epochs] == [row.loss for row in plain.epochs]
     assert not torch.equal(ann[4].weight, raw[4].weight)
-    assert history.accuracy == evaluate(ann, BATCHES)
+    assert history.accuracy == evaluate(ann, batches)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_average_follows_weights_whose_memory_format_changes(channels_last):
-    ann = network()
+def test_the_average_follows_weights_whose_memory_format_changes(ann, channels_last):
     average = Average(ann, 0.5)
     if channels_last:
         ann.to(memory_format=torch.channels_last)

@@ -7,8 +7,9 @@ from torch import nn
 import pmsm
 from pmsm.ann.models import resnet20
 from pmsm.errors import QuantizationError, SettingsError
-from pmsm.qann.align import align, residuals, steps
+from pmsm.qann.align import align, residuals, site_behind, steps
 from pmsm.qann.program import compile_program
+from pmsm.qann.units import LAYERS, Units, per_input
 from pmsm.qann.weights import best_step
 
 
@@ -38,18 +39,49 @@ def test_the_rounded_network_is_exact_as_a_spiking_network(qann):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("bits, most", [(8, 0.25), (4, 0.75)])
-def test_rounded_weights_are_near(qann, bits, most):
-    folded = pmsm.graph.fold_batchnorm(qann)
-    rounded = pmsm.quantize_weights(qann, bits=bits)
-    error = size = 0.0
-    for name, layer in folded.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            near = rounded.get_submodule(name)
-            assert int(near.weight_codes.abs().max()) <= 2 ** (bits - 1) - 1
-            error += float((near.weight - layer.weight).square().sum())
-            size += float(layer.weight.square().sum())
-    assert error <= most**2 * size
+def rounded_rows(qann, bits):
+    """Of each layer: weights per count as they were, their codes, [O, K]; unit and threshold, [O, 1]."""
+    folded, rounded = pmsm.graph.fold_batchnorm(qann), pmsm.quantize_weights(qann, bits=bits)
+    units = Units(rounded)
+    for node in rounded.graph.nodes:
+        if pmsm.graph.is_module(rounded, node, LAYERS):
+            layer, site = rounded.get_submodule(node.target), site_behind(rounded, node)
+            rows = folded.get_submodule(node.target).weight.double() * per_input(units.read(node), layer)
+            threshold = None if site is None else steps(site).double().view(-1, 1)
+            yield rows.flatten(1), layer.weight_codes.flatten(1).double(), layer.unit[:, None], threshold
+        units.pass_on(node)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_every_weight_has_the_nearest_of_its_codes(qann, bits):
+    largest = 2 ** (bits - 1) - 1
+    for rows, codes, unit, _ in rounded_rows(qann, bits):
+        assert codes.abs().max() <= largest
+        clipped = rows.abs() - largest * unit
+        bound = torch.maximum(unit / 2, clipped) * (1 + 1e-12)  # float64 rounds code * unit
+        assert ((codes * unit - rows).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_no_unit_is_worse_than_the_odd_fraction_of_its_threshold_nearest_to_the_widest_weight(qann, bits):
+    largest = 2 ** (bits - 1) - 1
+    for rows, codes, unit, threshold in rounded_rows(qann, bits):
+        plain = rows.abs().amax(1, keepdim=True) / largest
+        if threshold is not None:
+            plain = threshold / (2 * ((threshold / plain - 1) / 2).round().clamp(min=0) + 1)
+        plainly = (rows / plain).round().clamp(-largest, largest) * plain
+        assert ((codes * unit - rows).square().sum(1) <= (plainly - rows).square().sum(1)).all()
+
+
+def test_rounding_to_8_bits_adds_uniform_noise_of_one_unit(qann):  # with less, a unit is not fine enough
+    parts = [
+        ((codes * unit - rows) / unit)[codes.abs() < 127]  # the outermost code also clips
+        for rows, codes, unit, _ in rounded_rows(qann, bits=8)
+    ]
+    noise = torch.cat(parts)
+    # Uniform in [-1/2, 1/2]: e has mean 0 and variance 1/12, e^2 has variance 1/180; five standard errors.
+    assert noise.mean().abs() < 5 * (1 / 12 / len(noise)) ** 0.5
+    assert (noise.square().mean() - 1 / 12).abs() < 5 * (1 / 180 / len(noise)) ** 0.5
 
 
 def test_the_step_of_a_row_is_no_worse_than_the_plain_ones():

@@ -13,6 +13,7 @@ import numpy as np
 from pmsm.ann.data.pickles import read_pickle
 from pmsm.ann.data.store import Progress
 from pmsm.errors import DataError
+from pmsm.files import read_bounded
 
 PIXELS = 3 * 32 * 32  # of one picture: 1,024 red, then green, then blue
 
@@ -78,7 +79,12 @@ class Found:
         pixels, labels = [], []
         for done, name in enumerate(names, 1):
             where = f"{self.path}/{name}"
-            some = read_pickle(_read(self.path / name) if data is None else data.pop(name), where)
+            code = (
+                read_bounded(self.path / name, MAX_FILE_BYTES, "a file of CIFAR", DataError)
+                if data is None
+                else data.pop(name)
+            )
+            some = read_pickle(code, where)
             pixels.append(_pixels(some, where))
             labels.append(_labels(some, self.archive.label, len(pixels[-1]), where))
             if progress is not None:
@@ -131,6 +137,7 @@ class _Bounded:
         self.file, self.path, self.left = file, path, MAX_TAR_BYTES
 
     def read(self, size: int) -> bytes:
+        """At most `size` bytes more, as tarfile asks for them."""
         data = self.file.read(size)
         self.left -= len(data)
         if self.left < 0:
@@ -148,15 +155,6 @@ def find_archive(directory: Path, archive: Archive) -> Found | None:
         return Found(archive, directory)
     packed = directory / archive.file
     return Found(archive, packed) if packed.is_file() else None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"cannot read {str(path)!r}: above {MAX_FILE_BYTES:,} bytes. It is no CIFAR.")
-        return path.read_bytes()
-    except OSError as cause:
-        raise DataError(f"cannot read {str(path)!r}: {cause.strerror or cause}.") from cause
 
 
 def _pixels(some: dict[str, Any], where: str) -> np.ndarray:

@@ -135,6 +135,7 @@ def _from_archive(directory: Path, kind: Kind) -> Reader | None:
     key = digest_of(source.files())
 
     def read(half: str, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures, mapped from the cache, and labels of "train" or "test"; unpacked when first asked for."""
         name = f"{kind.name}-{half}-archive"
         labels = stored(f"{name}-labels", key, "int64", (None,))
         pixels = stored(name, key, "uint8", (None, 3, SIDE, SIDE))
@@ -163,6 +164,7 @@ def _from_parquet(directory: Path, kind: Kind) -> Reader:
         )
 
     def read(half: str, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures, mapped from the cache, and labels of "train" or "test"; decoded when first asked for."""
         labels = np.concatenate([read_labels(file, kind.label) for file in files[half]])
         shape, name, key = (len(labels), 3, SIDE, SIDE), f"{kind.name}-{half}", digest_of(files[half])
         pixels = stored(name, key, "uint8", shape)

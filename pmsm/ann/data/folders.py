@@ -16,6 +16,7 @@ from pmsm.ann.data.images import Images
 from pmsm.ann.data.pictures import Crop, decode_picture, picture_size
 from pmsm.ann.data.store import Progress, as_tensor, in_threads, store, stored
 from pmsm.errors import DataError
+from pmsm.files import read_bounded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")  # in small or capital letters
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there
@@ -153,8 +154,9 @@ def _decoded(
     files: list[Path], size: tuple[int, int], crop: Crop | None, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     def decode(start: int) -> np.ndarray:
+        """The pictures from `start` on, as many as a thread takes at once."""
         some = files[start : start + BLOCK]
-        return np.stack([decode_picture(_read(path), repr(str(path)), size, crop) for path in some])
+        return np.stack([decode_picture(_picture(path), repr(str(path)), size, crop) for path in some])
 
     done = 0
     for block in in_threads(decode, range(0, len(files), BLOCK)):
@@ -165,7 +167,7 @@ def _decoded(
 
 
 def _size_of_first(files: list[Path]) -> tuple[int, int]:
-    width, height = picture_size(_read(files[0]), repr(str(files[0])))
+    width, height = picture_size(_picture(files[0]), repr(str(files[0])))
     if width * height > 512 * 512:
         raise DataError(
             f"{str(files[0])!r} has {width} x {height} pixels. Bring all pictures to one size: "
@@ -174,13 +176,8 @@ def _size_of_first(files: list[Path]) -> tuple[int, int]:
     return width, height
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"cannot read {str(path)!r}: a picture of more than {MAX_FILE_BYTES:,} bytes.")
-        return path.read_bytes()
-    except OSError as cause:
-        raise DataError(f"cannot read {str(path)!r}: {cause.strerror or cause}.") from cause
+def _picture(path: Path) -> bytes:
+    return read_bounded(path, MAX_FILE_BYTES, "a picture", DataError)
 
 
 def _measured(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

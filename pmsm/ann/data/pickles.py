@@ -140,33 +140,42 @@ class _Machine:
         return value
 
     def do_proto(self, version: int) -> None:
+        """Only protocol 2, that of these files."""
         if version != 2:
             raise _Refused(f"it is of protocol {version}, not 2")
 
     def do_mark(self, _: None) -> None:
+        """Remember where the stack ends."""
         self.marks.append(len(self.stack))
 
     def do_empty_dict(self, _: None) -> None:
+        """Push {}."""
         self.stack.append({})
 
     def do_empty_list(self, _: None) -> None:
+        """Push []."""
         self.stack.append([])
 
     def do_tuple(self, _: None) -> None:
+        """The values above the mark become one."""
         self.stack.append(tuple(self.pop_marked()))
 
     def do_append(self, _: None) -> None:
+        """The uppermost value joins the list below it."""
         values = self.pop(1)
         self.top(list).extend(values)
 
     def do_appends(self, _: None) -> None:
+        """The values above the mark join the list below it."""
         values = self.pop_marked()
         self.top(list).extend(values)
 
     def do_setitem(self, _: None) -> None:
+        """Key and value join the dictionary below them."""
         self.set_items(self.pop(2))
 
     def do_setitems(self, _: None) -> None:
+        """Keys and values above the mark join the dictionary below it."""
         self.set_items(self.pop_marked())
 
     def set_items(self, values: list[Any]) -> None:
@@ -177,11 +186,13 @@ class _Machine:
         self.top(dict).update(zip(keys, values[1::2], strict=True))
 
     def do_binput(self, index: int) -> None:
+        """Keep the uppermost value under a number."""
         self.memo[index] = self.top(object)
 
     do_long_binput = do_binput
 
     def do_binget(self, index: int) -> None:
+        """Push what was kept under a number."""
         if index not in self.memo:
             raise _Refused(f"it recalls value {index}, which it has not kept")
         self.stack.append(self.memo[index])
@@ -189,11 +200,13 @@ class _Machine:
     do_long_binget = do_binget
 
     def do_global(self, name: str) -> None:
+        """Push one of three known names; any other is refused, and none is ever looked up."""
         if name not in (ARRAY, CLASS, DTYPE):
             raise _Refused(f"it names {name.replace(' ', '.', 1)[:80]!r}, which is code")
         self.stack.append(_Name(name))
 
     def do_reduce(self, _: None) -> None:
+        """Push what a known function would make: an empty array, or the type of bytes."""
         function, arguments = self.pop(2)
         if function == _Name(ARRAY) and isinstance(arguments, tuple) and arguments[:1] == (_Name(CLASS),):
             self.stack.append(_Array())
@@ -203,6 +216,7 @@ class _Machine:
             raise _Refused("it calls what is no array of unsigned bytes")
 
     def do_build(self, _: None) -> None:
+        """Fill the array that lies below its state (version, shape, type, order, bytes)."""
         (state,) = self.pop(1)
         built = self.top(object)
         if isinstance(built, _Bytes) and isinstance(state, tuple):

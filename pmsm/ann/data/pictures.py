@@ -84,6 +84,7 @@ def decode_picture(code: bytes, where: str, size: tuple[int, int], crop: Crop | 
     """
 
     def pixels(picture: Image.Image) -> np.ndarray:
+        """[3, H, W], uint8, once the announced size has been accepted."""
         width, height = picture.size
         if crop is None and picture.size != size:
             raise DataError(f"{where}: the picture must be {size[0]}x{size[1]}, it has size {picture.size}.")

@@ -19,6 +19,7 @@ class SubsampleShortcut(nn.Module):
         self.border = channels // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, 2C, ceil(H / 2), ceil(W / 2)]."""
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.border, self.border))
 
 
@@ -37,6 +38,7 @@ class CifarBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, in * stride, ceil(H / stride), ceil(W / stride)]."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu2(y + self.shortcut(x))
@@ -64,6 +66,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, 32, 32] pictures -> [N, classes] logits."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(self.flatten(self.avgpool(x)))
@@ -110,6 +113,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu2(y + self.downsample(x))
@@ -160,6 +164,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] pictures -> [N, classes] logits."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.flatten(self.avgpool(x)))

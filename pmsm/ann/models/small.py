@@ -21,6 +21,7 @@ class SmallBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return self.relu2(y + self.shortcut(x))
@@ -49,6 +50,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] pictures -> [N, classes] logits."""
         x = self.relu(self.bn(self.conv(x)))
         x = self.maxpool(self.block1(x))
         x = self.block3(self.block2(x))

@@ -31,6 +31,7 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] pictures -> [N, classes] logits."""
         return self.classifier(self.flatten(self.avgpool(self.features(x))))
 
 

@@ -21,6 +21,7 @@ class DropPath(nn.Module):
         self.drop = nn.Dropout2d(rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, L, D] -> [N, L, D]."""
         return self.drop(x[:, None])[:, 0]
 
 
@@ -41,6 +42,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, L, width] tokens -> [N, L, width]."""
         qkv = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.heads, self.head_width)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # [N, 3, heads, L, width / heads]
         q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
@@ -61,6 +63,7 @@ class MLP(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, L, width] tokens -> [N, L, width]."""
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
@@ -79,6 +82,7 @@ class TransformerBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, L, width] tokens -> [N, L, width]."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
@@ -91,6 +95,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, side, side] pictures -> [N, (side / patch)^2, width] tokens."""
         return self.proj(x).flatten(2).permute(0, 2, 1)
 
 
@@ -152,6 +157,7 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, side, side] pictures -> [N, classes] logits."""
         x = self.patch_embed(x)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1) + self.pos_embed
         x = self.blocks(self.pos_drop(x))

@@ -32,6 +32,7 @@ def choose(loss: Curves, cost: Curves, budget: float) -> Choice:
     """
 
     def at(multiplier: float) -> Choice:
+        """The choice of every site by itself, at this price of a unit of cost."""
         return {
             site: min(costs, key=lambda level: (loss[site][level] + multiplier * costs[level], costs[level]))
             for site, costs in cost.items()

@@ -23,6 +23,7 @@ def layers(m: "Measurement") -> Grid:
     """A line per operator and layer of neurons, and the sums."""
 
     def cells(row: Union["Row", "Totals"], macs: int) -> tuple[str, ...]:
+        """All columns from the MACs on."""
         work = row.work
         other = work.multiplies + work.adds + work.comparisons + work.functions
         return (

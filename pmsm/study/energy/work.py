@@ -51,6 +51,7 @@ def per_input(**each: int) -> Count:
 
 
 def both(a: Count, b: Count) -> Count:
+    """The sum of two."""
     return lambda network, node: a(network, node) + b(network, node)
 
 
@@ -64,6 +65,7 @@ def _size(node: Node) -> int:
 
 
 def free(_: Network, __: Node) -> Work:
+    """No operation: shapes change, values do not."""
     return Work()
 
 
@@ -78,6 +80,7 @@ def joined(_: Network, node: Node) -> Work:
 
 
 def meaned(network: Network, node: Node) -> Work:
+    """Additions, and a multiplication per value of the result."""
     return joined(network, node) + Work(multiplies=math.prod(graph.shape_of(node)))
 
 
@@ -98,11 +101,13 @@ def _windows(network: Network, node: Node) -> int:
 
 
 def averaged(network: Network, node: Node) -> Work:
+    """An average pool: additions in each window, and a multiplication by 1 / size."""
     results = math.prod(graph.shape_of(node))
     return Work(adds=_windows(network, node) - results, multiplies=results)
 
 
 def maximum(network: Network, node: Node) -> Work:
+    """A max pool: comparisons in each window."""
     return Work(comparisons=_windows(network, node) - math.prod(graph.shape_of(node)))
 
 
@@ -111,6 +116,7 @@ TAPS = {"linear": 2, "bilinear": 4, "trilinear": 8, "bicubic": 16}
 
 
 def interpolated(network: Network, node: Node) -> Work:
+    """A weighted sum per value of the result, as the mode has it."""
     mode = _setting(network, node, 3, "mode", "nearest")
     if mode == "area":
         return Work(adds=_size(node))
@@ -124,12 +130,14 @@ def normalized(group: Callable[[Network, Node], int], each: Work) -> Count:
 
 
 def last_dims(network: Network, node: Node) -> int:
+    """Values that a LayerNorm normalizes together."""
     shape = _setting(network, node, 1, "normalized_shape", None)
     known = isinstance(shape, tuple | list) and all(isinstance(n, int) for n in shape)
     return math.prod(shape) if known else _shape(node)[-1]
 
 
 def channel_group(network: Network, node: Node) -> int:
+    """Values that a GroupNorm normalizes together, in one sample."""
     return math.prod(_shape(node)[1:]) // _setting(network, node, 1, "num_groups", 1)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
 from pmsm.errors import import_extra
+from pmsm.study.plots.compact import compact
 
 
 class Series(NamedTuple):
@@ -98,6 +99,10 @@ def to_svg(figure: Any, name: str, title: str) -> str:
     svg = re.sub(r"#0000[01][0-9a-f]", lambda match: _COLORS.get(match[0], match[0]), svg)
     svg = re.sub(r'fill="(var\([^"]*)"', r'style="fill: \1"', svg)  # variables belong into styles
     look = f"width: 100%; max-width: {width:.0f}px; height: auto; font-family: var(--font, sans-serif)"
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label={quoteattr(title)}'
-    return f'{head} style="{look}">' + svg[svg.index(">") + 1 :]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label={quoteattr(title)} style="{look}">'
+    )
+    svg = "<svg>" + svg[svg.index(">") + 1 :].replace(' xlink:href="#', ' href="#')
+    plain = compact(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\N{REPLACEMENT CHARACTER}", svg), prefix)
+    return head + plain[plain.index(">") + 1 :]

@@ -68,6 +68,11 @@ def test_a_name_is_text_and_never_markup_or_a_formula(draw):
 
 
 @each_drawing
+def test_a_name_may_hold_what_xml_may_not(draw):
+    assert "bell \N{REPLACEMENT CHARACTER}" in texts(draw(name="bell \a"))
+
+
+@each_drawing
 def test_ids_are_unique_and_every_reference_has_its_target(draw):
     svg = draw()
     ids = re.findall(r'\bid="([^"]+)"', svg)

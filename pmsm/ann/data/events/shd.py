@@ -62,6 +62,7 @@ def _read_half(path: Path, half: str) -> Events:
     bounds = np.concatenate(([0], np.cumsum(lengths)))
 
     def name_spike(bad: np.ndarray) -> str:
+        """Where in the file the first bad spike is, for a refusal."""
         spike = first(bad)
         index = int(np.searchsorted(bounds, spike, side="right")) - 1
         return f"cannot read {str(path)!r}, recording {index}, spike {spike - bounds[index]}"
@@ -73,6 +74,7 @@ def _read_half(path: Path, half: str) -> Events:
         raise DataError(f"{name_spike(bad)}: unit {units[first(bad)]} is outside [0, {CHANNELS}).")
 
     def read(index: int) -> np.ndarray:
+        """One recording, sorted by time; times are whole microseconds."""
         part = slice(bounds[index], bounds[index + 1])
         t = np.rint(seconds[part].astype(np.float64) * 1e6).astype(np.int64)
         order = np.argsort(t, kind="stable")
