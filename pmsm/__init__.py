@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
     from pmsm.snn.events import events
+    from pmsm.snn.explicit import export_program
     from pmsm.snn.integer import integer
     from pmsm.snn.npz import export_npz
     from pmsm.snn.run import Run
@@ -33,8 +34,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_npz", "export_onnx", "integer",
-    "kept", "load", "measure", "quantize", "quantize_weights", "running", "save", "simulate", "train",
+    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_npz", "export_onnx",
+    "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights", "running", "save", "simulate", "train",
     "verify",
 ]  # fmt: skip
 
@@ -43,6 +44,7 @@ _HOME = {
     "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
+    "export_program": "snn.explicit",
     "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",
