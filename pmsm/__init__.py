@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pmsm.qann.onnx import export_onnx
     from pmsm.qann.quantize import clipped, quantize
     from pmsm.qann.weights import quantize_weights
+    from pmsm.snn.c_header import export_c
     from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
     from pmsm.snn.events import events
@@ -34,9 +35,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_npz", "export_onnx",
-    "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights", "running", "save", "simulate", "train",
-    "verify",
+    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_npz", "export_onnx",
+    "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights", "running", "save",
+    "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -44,7 +45,7 @@ _HOME = {
     "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
-    "export_program": "snn.explicit",
+    "export_c": "snn.c_header", "export_program": "snn.explicit",
     "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",

@@ -200,7 +200,9 @@ def export_program(network: Network, path: str | Path, example: Any, *, state: b
     if path.suffix not in (".pt2", ".onnx"):
         raise ConversionError(f"export_program writes .pt2 or .onnx, got {path.name!r}.")
     if not all(isinstance(x, Tensor) and x.dim() and len(x) > 1 for x in inputs):
-        raise ConversionError("export_program needs an example batch of two samples or more: one has no size.")
+        raise ConversionError(
+            "export_program needs an example batch of two samples or more: one has no size."
+        )
     program = _exported(network, inputs, state)
     if path.suffix == ".pt2":
         buffer = io.BytesIO()
@@ -225,7 +227,9 @@ def _exported(network: Network, inputs: tuple[Tensor, ...], state: bool) -> Any:
     if any(isinstance(module, UnaryNeuron) for module in network.modules()):
         raise ConversionError("export_program takes multi-spikes: convert without unroll=True.")
     if state and "mode" not in network.meta:
-        raise ConversionError("a QANN has no state: snn = pmsm.convert(qann), then export it with state=True.")
+        raise ConversionError(
+            "a QANN has no state: snn = pmsm.convert(qann), then export it with state=True."
+        )
     module: Any = Step(network) if state else Plain(network)
     arguments = (*inputs, *module.first(inputs)) if state else inputs
     shapes = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in arguments)
