@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pmsm.snn.events import events
     from pmsm.snn.explicit import export_program
     from pmsm.snn.integer import integer
+    from pmsm.snn.nir import export_nir
     from pmsm.snn.npz import export_npz
     from pmsm.snn.run import Run
     from pmsm.snn.running import running
@@ -35,9 +36,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_npz", "export_onnx",
-    "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights", "running", "save",
-    "simulate", "train", "verify",
+    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_nir", "export_npz",
+    "export_onnx", "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights",
+    "running", "save", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
@@ -46,6 +47,7 @@ _HOME = {
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
     "export_c": "snn.c_header", "export_program": "snn.explicit",
+    "export_nir": "snn.nir",
     "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",

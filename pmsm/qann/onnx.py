@@ -325,7 +325,7 @@ def _sumpool(writer: _Writer, operation: Operation) -> None:
 def _move(writer: _Writer, operation: Operation) -> None:
     index, name, x = operation.arrays["index"], operation.name, operation.inputs[0]
     before = writer.by_name[x].shape
-    subsampled = _as_subsample(index, before)
+    subsampled = as_subsample(index, before)
     one = len(operation.inputs) == 1
     if one and np.array_equal(index.ravel(), np.arange(int(np.prod(before)))):
         shape = writer.constant(f"{name}.shape", np.array([-1, *operation.shape], np.int64))
@@ -361,7 +361,7 @@ def _gather(writer: _Writer, operation: Operation) -> None:
     writer.node("Reshape", [moved, shape], name)
 
 
-def _as_subsample(
+def as_subsample(
     index: np.ndarray, before: tuple[int, ...]
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """((stride down, stride right), (zero channels in front, behind)) where a move is just that, or None."""

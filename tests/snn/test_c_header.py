@@ -24,8 +24,8 @@ class Shuffled(nn.Module):
         self.conv1 = nn.Conv2d(2, 4, 3, padding=2, dilation=2)
         self.conv2 = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2)
         self.pool = nn.AvgPool2d(2, 1, padding=1)
-        self.conv3 = nn.Conv2d(8, 3, 1)
-        self.linear = nn.Linear(3 * 25, 5)
+        self.conv3 = nn.Conv2d(8, 8, 1)
+        self.linear = nn.Linear(8 * 25, 5)
 
     def forward(self, x):
         y = torch.relu(self.conv2(self.conv1(x)))
