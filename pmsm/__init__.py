@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pmsm.ann.evaluate import evaluate
     from pmsm.ann.train import train
     from pmsm.methods import METHODS, PMSM, QCFS
+    from pmsm.qann.adopt import adopt
     from pmsm.qann.calibrate import calibrate
     from pmsm.qann.kept import kept
     from pmsm.qann.onnx import export_onnx
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_nir", "export_npz",
-    "export_onnx", "export_program", "integer", "kept", "load", "measure", "quantize", "quantize_weights",
-    "running", "save", "simulate", "train", "verify",
+    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "adopt", "allocate",
+    "calibrate", "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_nir",
+    "export_npz", "export_onnx", "export_program", "integer", "kept", "load", "measure", "quantize",
+    "quantize_weights", "running", "save", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
-    "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
+    "adopt": "qann.adopt", "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
     "export_c": "snn.c_header", "export_program": "snn.explicit",

@@ -242,7 +242,7 @@ def _exported(network: Network, inputs: tuple[Tensor, ...], state: bool) -> Any:
         ) from error
 
 
-def _names(program: Any, inputs: int, state: bool) -> dict[str, list[str]]:
+def _names(program: Any, inputs: int, state: bool) -> dict[str, Any]:
     """Names of what goes in and out of the ONNX file."""
     signature = program.graph_signature
     entering, leaving = len(signature.user_inputs), len(signature.user_outputs)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import nir
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
