@@ -12,6 +12,7 @@ from pmsm.errors import ConversionError, SettingsError
 from pmsm.graph import Network
 from pmsm.methods.base import Quantizer
 from pmsm.qann.onnx import export_onnx
+from pmsm.qann.units import WHOLE_LAYERS
 from pmsm.qann.weights import quantize_weights
 from pmsm.snn.c_header import export_c
 from pmsm.snn.checkpoint import load
@@ -48,7 +49,7 @@ def export(
     Args:
         to: one of `FORMATS`.
         path: of the new file; default: beside `source`, with the ending of the format.
-        bits, aligned: how a quantized network is rounded first, see `quantize_weights`; without data, so it
+        bits, aligned: how a network that is not rounded yet is, see `quantize_weights`; without data, so it
             keeps the initial potentials that calibration chose.
         floating: "onnx" in float32, unrounded, by `export_program`, as "pt2" always is: any network that
             converts. What is rounded has 8-bit kernels.
@@ -74,12 +75,14 @@ def export(
         quantized = any(True for _ in graph.modules(network, Quantizer))
         export_program(convert(network) if state and quantized else network, path, examples, state=state)
         return path
-    if not any(True for _ in graph.modules(network, Quantizer)):
-        raise ConversionError(
-            f"{source} holds a spiking network, and {to!r} needs weights that are rounded before conversion. "
-            f"Save the quantized network, pmsm.save(qann, path), and export that."
-        )
-    WHOLE[to](quantize_weights(network, bits=bits, aligned=aligned), path, examples[0])
+    if not any(isinstance(module, WHOLE_LAYERS) for module in network.modules()):
+        if not any(True for _ in graph.modules(network, Quantizer)):
+            raise ConversionError(
+                f"{source} holds a spiking network, and {to!r} needs weights that were rounded before "
+                f"conversion. Save the quantized network, pmsm.save(qann, path), and export that."
+            )
+        network = quantize_weights(network, bits=bits, aligned=aligned)
+    WHOLE[to](network, path, examples[0])
     return path
 
 
