@@ -106,11 +106,9 @@ class PlainQuantizer(nn.Module):
 
     def __init__(self, site: Quantizer | Neuron):
         super().__init__()
-        if isinstance(site, Neuron):
-            bounds, threshold = (site.quant_min, site.quant_max), site.threshold
-        else:
-            bounds, threshold = (site.quant_min, site.quant_max), site.threshold()
-        self.quant_min, self.quant_max = bounds
+        burst = site.burst if isinstance(site, TrackingNeuron) else max(-site.quant_min, site.quant_max)
+        self.quant_min, self.quant_max = max(site.quant_min, -burst), min(site.quant_max, burst)
+        threshold = site.threshold if isinstance(site, Neuron) else site.threshold()
         self.register_buffer("threshold", threshold)
         self.register_buffer("initial", site.initial.clone())
         self.threshold: Tensor

@@ -82,12 +82,13 @@ class _Builder:
         self.pools: dict[str, Operation] = {}  # MaxPools, which follow the thresholds of the site behind them
 
     def add(self, name: str, node: Any, *signals: str) -> str:
-        """Let a node read the sum of `signals`, and be a signal of its own name."""
-        name = name.replace("/", "_").replace(".", "_")
-        self.nodes[name] = node
-        self.edges += [(source, name) for signal in signals for source in self.sources[signal]]
-        self.sources[name] = [name]
-        return name
+        """Let a node read the sum of `signals`, and be the signal `name`; returns the node's own name."""
+        at_end = isinstance(node, (self.nir.Input, self.nir.Output))
+        own = name if at_end else f"{len(self.nodes)}_{name}"  # a user's layer may be called "input"
+        self.nodes[own] = node
+        self.edges += [(source, own) for signal in signals for source in self.sources[signal]]
+        self.sources[name] = self.sources[own] = [own]
+        return own
 
     def spread(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """[C] -> [C, ...] float32."""

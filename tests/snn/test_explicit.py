@@ -8,7 +8,7 @@ from torch import nn
 
 import pmsm
 from pmsm.errors import ConversionError
-from pmsm.snn.explicit import Step
+from pmsm.snn.explicit import Plain, Step
 
 
 class Pooled(nn.Module):
@@ -40,6 +40,13 @@ def test_one_step_after_the_other_is_simulate_bit_for_bit(qann, settings):
     for t in range(5):
         y, *state = step(x, *state)
         assert torch.equal(y, expected[t])
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "tracking", "burst": 1}], ids=str)
+@torch.no_grad()
+def test_without_state_it_is_the_first_timestep(qann, settings):
+    snn, x = pmsm.convert(qann[0], **settings), qann[1]
+    assert torch.equal(Plain(snn)(x), pmsm.simulate(snn, x).output)
 
 
 @torch.no_grad()

@@ -14,21 +14,21 @@ from pmsm.errors import ConversionError
 
 
 class Pooled(nn.Module):
-    """MaxPool, average pool, a site with negative counts."""
+    """MaxPool, average pool, a site with negative counts, layers with the names of NIR's own ends."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.input = nn.Conv2d(1, 4, 3, padding=1)
         self.pool1 = nn.MaxPool2d(3, 2, padding=1)
         self.conv2 = nn.Conv2d(4, 6, 3, groups=2)
         self.conv3 = nn.Conv2d(6, 6, 3, padding=1)
         self.pool2 = nn.AvgPool2d(2)
-        self.linear = nn.Linear(6, 3)
+        self.output = nn.Linear(6, 3)
 
     def forward(self, x):
-        y = self.pool1(torch.relu(self.conv1(x)))
+        y = self.pool1(torch.relu(self.input(x)))
         y = torch.relu(self.conv3(self.conv2(y)))
-        return self.linear(self.pool2(y).flatten(1))
+        return self.output(self.pool2(y).flatten(1))
 
 
 def value(node: Any, x: Tensor) -> Tensor:
