@@ -96,6 +96,39 @@ def read_spikezip(
     return weights, {name: Step(value, *bounds[name]) for name, value in found.items()}
 
 
+@torch.no_grad()
+def read_brevitas(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Step]]:
+    """(weights, steps) of a network of Brevitas modules, calibrated or trained, in evaluation mode.
+
+    Weights are the rounded ones, `layer.quant_weight().value`; a step stands under the path of each QuantReLU
+    or QuantIdentity. Brevitas rounds ties to even.
+
+    Raises:
+        CheckpointError: no such module, a zero point other than 0, a number of bits that is not whole.
+    """
+    weights, steps = dict(network.state_dict()), {}
+    for path, module in network.named_modules():
+        if callable(getattr(module, "quant_weight", None)):
+            found: Any = module
+            weights[f"{path}.weight"] = found.quant_weight().value
+        scale: Any = getattr(getattr(module, "act_quant", None), "scale", None)
+        if callable(scale) and (value := scale()) is not None:
+            found = module
+            bits, zero = float(found.act_quant.bit_width()), found.act_quant.zero_point()
+            if bool((zero != 0).any()) or bits != round(bits):
+                raise CheckpointError(
+                    f"{path!r} has the zero point {float(zero.abs().max()):.4g} and {bits:.4g} bits; a site "
+                    f"has zero point 0 and whole bits. Train with a symmetric quantizer."
+                )
+            signed, narrow = found.act_quant.is_signed, found.act_quant.is_narrow_range
+            top = 2 ** (round(bits) - signed) - 1
+            steps[path] = Step(value, (narrow - top - 1) * signed, top)
+    if not steps:
+        raise CheckpointError("no module has an activation quantizer of Brevitas (QuantReLU, QuantIdentity).")
+    inner = ("act_quant.", "weight_quant.", "bias_quant.", "input_quant.", "output_quant.")
+    return {key: w for key, w in weights.items() if not any(part in key for part in inner)}, steps
+
+
 def _split(state: Mapping[str, Tensor], last: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The other entries, and path -> value of those that are called `last`."""
     found = {key.rpartition(".")[0]: value for key, value in state.items() if key.rpartition(".")[2] == last}

@@ -6,7 +6,7 @@ from torch import nn
 
 import pmsm
 from pmsm.errors import CheckpointError, QuantizationError
-from pmsm.qann.adopt import Step, adopt, read_qcfs, read_spikezip
+from pmsm.qann.adopt import Step, adopt, read_brevitas, read_qcfs, read_spikezip
 
 
 class ClipFloorShift(nn.Module):
@@ -70,6 +70,27 @@ def test_a_spikezip_checkpoint_keeps_its_negative_codes():
     assert torch.allclose(adopt(ours, x, sites)(x), theirs(x), atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_network_of_brevitas_computes_here_what_it_does_there():
+    brevitas = pytest.importorskip("brevitas.nn", exc_type=ImportError)
+    theirs = nn.Sequential(
+        brevitas.QuantConv2d(1, 4, 3, weight_bit_width=8), brevitas.QuantIdentity(bit_width=4),
+        brevitas.QuantConv2d(4, 6, 3, weight_bit_width=8), brevitas.QuantReLU(bit_width=3), nn.MaxPool2d(2),
+        nn.Flatten(), brevitas.QuantLinear(54, 3, bias=True, weight_bit_width=8),
+    )  # fmt: skip
+    x = torch.randn(16, 1, 10, 10)
+    for _ in range(3):
+        theirs.train()(x)  # its quantizers learn their ranges
+    weights, steps = read_brevitas(theirs.eval())
+    assert [tuple(step[1:]) for step in steps.values()] == [(-8, 7), (0, 7)]
+    ours = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Identity(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(54, 3),
+    ).eval()  # fmt: skip
+    ours.load_state_dict(weights, strict=True)
+    assert torch.allclose(adopt(ours, x, steps)(x), theirs(x), atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused():
     ours, x = network(nn.ReLU), torch.randn(2, 1, 10, 10)
     with pytest.raises(QuantizationError, match="sites without a step: '4'; steps without a site: 'head'"):
@@ -82,3 +103,5 @@ def test_what_does_not_fit_is_refused():
         read_qcfs(ours.state_dict(), 9)
     with pytest.raises(CheckpointError, match="bounds has no entry for 'a'"):
         read_spikezip({"a.s": torch.ones(())}, {})
+    with pytest.raises(CheckpointError, match="no module has an activation quantizer of Brevitas"):
+        read_brevitas(ours)
