@@ -108,21 +108,20 @@ def read_brevitas(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Step
     """
     weights, steps = dict(network.state_dict()), {}
     for path, module in network.named_modules():
-        if callable(getattr(module, "quant_weight", None)):
-            found: Any = module
-            weights[f"{path}.weight"] = found.quant_weight().value
-        scale: Any = getattr(getattr(module, "act_quant", None), "scale", None)
-        if callable(scale) and (value := scale()) is not None:
-            found = module
-            bits, zero = float(found.act_quant.bit_width()), found.act_quant.zero_point()
-            if bool((zero != 0).any()) or bits != round(bits):
-                raise CheckpointError(
-                    f"{path!r} has the zero point {float(zero.abs().max()):.4g} and {bits:.4g} bits; a site "
-                    f"has zero point 0 and whole bits. Train with a symmetric quantizer."
-                )
-            signed, narrow = found.act_quant.is_signed, found.act_quant.is_narrow_range
-            top = 2 ** (round(bits) - signed) - 1
-            steps[path] = Step(value, (narrow - top - 1) * signed, top)
+        layer: Any = module
+        if callable(getattr(layer, "quant_weight", None)):
+            weights[f"{path}.weight"] = layer.quant_weight().value
+        proxy: Any = getattr(layer, "act_quant", None)
+        if not callable(getattr(proxy, "scale", None)) or (value := proxy.scale()) is None:
+            continue
+        bits, zero = float(proxy.bit_width()), proxy.zero_point()
+        if bool((zero != 0).any()) or bits != round(bits):
+            raise CheckpointError(
+                f"{path!r} has the zero point {float(zero.abs().max()):.4g} and {bits:.4g} bits; a site has "
+                f"zero point 0 and whole bits. Train with a symmetric quantizer."
+            )
+        top = 2 ** (round(bits) - proxy.is_signed) - 1
+        steps[path] = Step(value, (proxy.is_narrow_range - top - 1) * proxy.is_signed, top)
     if not steps:
         raise CheckpointError("no module has an activation quantizer of Brevitas (QuantReLU, QuantIdentity).")
     inner = ("act_quant.", "weight_quant.", "bias_quant.", "input_quant.", "output_quant.")
