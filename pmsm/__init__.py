@@ -7,15 +7,19 @@ if TYPE_CHECKING:
     from pmsm.ann.evaluate import evaluate
     from pmsm.ann.train import train
     from pmsm.methods import METHODS, PMSM, QCFS
+    from pmsm.qann.adopt import adopt
     from pmsm.qann.calibrate import calibrate
     from pmsm.qann.kept import kept
     from pmsm.qann.onnx import export_onnx
     from pmsm.qann.quantize import clipped, quantize
     from pmsm.qann.weights import quantize_weights
+    from pmsm.snn.c_header import export_c
     from pmsm.snn.checkpoint import load, save
     from pmsm.snn.convert import RULES, convert
     from pmsm.snn.events import events
+    from pmsm.snn.explicit import export_program
     from pmsm.snn.integer import integer
+    from pmsm.snn.nir import export_nir
     from pmsm.snn.npz import export_npz
     from pmsm.snn.run import Run
     from pmsm.snn.running import running
@@ -32,17 +36,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "allocate", "calibrate",
-    "clipped", "compare", "convert", "evaluate", "events", "explain", "export_npz", "export_onnx", "integer",
-    "kept", "load", "measure", "quantize", "quantize_weights", "running", "save", "simulate", "train",
-    "verify",
+    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "adopt", "allocate",
+    "calibrate", "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_nir",
+    "export_npz", "export_onnx", "export_program", "integer", "kept", "load", "measure", "quantize",
+    "quantize_weights", "running", "save", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
     "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
-    "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
+    "adopt": "qann.adopt", "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",
+    "export_c": "snn.c_header", "export_program": "snn.explicit",
+    "export_nir": "snn.nir",
     "RULES": "snn.convert", "convert": "snn.convert", "Run": "snn.run",
     "load": "snn.checkpoint", "save": "snn.checkpoint",
     "running": "snn.running", "simulate": "snn.simulate", "Rule": "snn.temporal", "verify": "snn.verify",

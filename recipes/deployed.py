@@ -1,14 +1,16 @@
 """Does the network that is shipped compute what the quantized network does? ResNet-20 on CIFAR-10.
 
-Run: .venv/bin/python recipes/deployed.py --data CIFAR10_FOLDER --weights FILE [--images 10000]
-Calibrated on 512 training images, not trained; int8 weights and input. Per number of levels and kind of step:
-the accuracy of the quantized network, of its rounded copy in float32, of the integer network, and of the ONNX
-file in onnxruntime and OpenVINO; how many of their codes and answers agree. One line each goes to
-results/deployed.jsonl. Needs the extra `onnx`, and openvino.
+Run: .venv/bin/python recipes/deployed.py --data CIFAR10_FOLDER --weights FILE [--images 10000] [--levels 9]
+Calibrated on 512 training images, not trained; int8 weights and input. Beside each other: the accuracy of the
+float network, the quantized network, its rounded copy in float32 (int8 weights), the integer network, the
+network of events, docs/read_npz.py on the exported .npz, and the ONNX file in onnxruntime and OpenVINO; and
+how many counts and outputs differ. Events and NumPy run on the first `--slow` images alone. One line each
+goes to results/deployed.jsonl. Needs the extra `onnx`, and openvino.
 """
 
 import argparse
 import json
+import runpy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pmsm.ann.data import cifar10
-from pmsm.ann.data.images import Batches
+from pmsm.ann.data.images import Batches, Images
 from pmsm.ann.models import resnet20
 from pmsm.methods import PMSM
 from pmsm.methods.base import Quantizer
@@ -30,11 +32,15 @@ from pmsm.qann.calibrate import calibrate
 from pmsm.qann.onnx import export_onnx
 from pmsm.qann.quantize import quantize
 from pmsm.qann.weights import quantize_weights
+from pmsm.snn.events import events
 from pmsm.snn.integer import integer
+from pmsm.snn.npz import export_npz
 from pmsm.study.demo import environment
 
-RESULTS = Path(__file__).parent.parent / "results" / "deployed.jsonl"
+HERE = Path(__file__).parent.parent
+RESULTS = HERE / "results" / "deployed.jsonl"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights, from their README
+BATCH = 250
 
 
 def main() -> None:
@@ -44,72 +50,74 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument(
-        "--images", type=int, default=10_000, help="for the default: aligned, one per channel"
-    )
-    parser.add_argument("--beside", type=int, default=2_000, help="images for the other kinds of step")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--slow", type=int, default=BATCH, help="images for events and NumPy")
+    parser.add_argument("--levels", type=int, action="append", help="default: 9, 17 and 33")
+    parser.add_argument("--own-steps", action="store_true", help="aligned=False")
+    parser.add_argument("--per-site", action="store_true", help="per_channel=False")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train_set, test_set = (replace(images, mean=MEAN, std=STD) for images in cifar10(options.data))
-    calibration = Batches(train_set.take(slice(0, 512)), 128)
+    ann, train, test = network_and_data(options.weights, options.data)
+    calibration = Batches(train.take(slice(0, 512)), 128)
+    images = test.take(slice(0, options.images))
+    for levels in options.levels or (9, 17, 33):
+        method = PMSM(levels=levels, per_channel=not options.per_site)
+        row = {"recipe": "deployed", "network": "resnet20", "data": "CIFAR-10 test",
+               "images": len(images), "levels": levels, "per_channel": method.per_channel,
+               "aligned": not options.own_steps, "weight_bits": 8, "input_step": 2.0**-5}  # fmt: skip
+        qann = calibrate(quantize(ann, method, next(_inputs(calibration))[:2]), calibration)
+        rounded = quantize_weights(qann, calibration, aligned=not options.own_steps)
+        row |= measure(ann, qann, rounded, Batches(images, BATCH), options.slow)
+        print(json.dumps(row), flush=True)
+        with options.results.open("a") as file:
+            file.write(json.dumps(row | {"environment": environment(0)}) + "\n")
+
+
+def network_and_data(weights: Path, folder: Path) -> tuple[Any, Images, Images]:
+    """The float network, and training and test images normalized as its weights expect."""
+    train, test = (replace(images, mean=MEAN, std=STD) for images in cifar10(folder))
     ann = resnet20()
-    ann.load_state_dict(load_file(options.weights), strict=True)
-    ann.eval()
-    for per_channel, aligned in ((True, True), (True, False), (False, True), (False, False)):
-        main_ = per_channel and aligned
-        images = test_set.take(slice(0, options.images if main_ else options.beside))
-        for levels in (9, 17, 33):
-            method = PMSM(levels=levels, per_channel=per_channel)
-            row = {"recipe": "deployed", "network": "resnet20", "data": "CIFAR-10 test",
-                   "images": len(images), "levels": levels, "per_channel": per_channel, "aligned": aligned,
-                   "weight_bits": 8, "input_step": 2.0**-5}  # fmt: skip
-            row |= deploy(ann, method, calibration, Batches(images, 250), aligned=aligned, integers=main_)
-            print(json.dumps(row), flush=True)
-            with options.results.open("a") as file:
-                file.write(json.dumps(row | {"environment": environment(0)}) + "\n")
-
-
-def deploy(
-    ann: Any, method: PMSM, calibration: Batches, test: Batches, *, aligned: bool, integers: bool
-) -> dict[str, Any]:
-    """Quantize, calibrate, round, and measure; what `measure` returns."""
-    qann = calibrate(quantize(ann, method, next(_inputs(calibration))[:2]), calibration)
-    rounded = quantize_weights(qann, calibration, aligned=aligned)
-    with torch.no_grad():
-        answers = {
-            name: torch.cat([form(x).argmax(1) for x in _inputs(test)])
-            for name, form in {"float": ann, "qann": qann}.items()
-        }
-    return measure(rounded, test, answers, integers=integers)
+    ann.load_state_dict(load_file(weights), strict=True)
+    return ann.eval(), train, test
 
 
 @torch.no_grad()
-def measure(rounded: Any, test: Batches, answers: dict[str, Tensor], *, integers: bool) -> dict[str, Any]:
-    """Accuracy in percent of every form, answers that agree with the rounded network's, codes that differ."""
-    labels = torch.cat([y for _, y in test])
+def measure(ann: Any, qann: Any, rounded: Any, test: Batches, slow: int) -> dict[str, Any]:
+    """Accuracy in percent of every form, answers that agree with the rounded network's, counts and outputs
+    that differ from the integer network's.
+    """
     seen: dict[str, Tensor] = {}
     for module in rounded.modules():
         if isinstance(module, Quantizer):
             module.register_forward_hook(_keep_codes(seen))
-    network, found, codes, different = integer(rounded), {}, 0, 0
+    network, answers, counts, different = integer(rounded), {}, 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        engines = runtimes(rounded, next(_inputs(test)), Path(folder))
-    for x in _inputs(test):
-        found.setdefault("rounded", []).append(rounded(x).argmax(1))
-        for name, engine in engines.items():
-            found.setdefault(name, []).append(engine(x).argmax(1))
-        if integers:
+        forms: dict[str, Any] = {"float": ann, "qann": qann, "rounded": rounded}
+        forms |= runtimes(rounded, next(_inputs(test)), Path(folder))
+        few = on_few(rounded, Path(folder))
+        outputs = {name: [0, 0] for name in ("rounded", "onnxruntime", "openvino", *few)}
+        for i, x in enumerate(_inputs(test)):
             run = network(x, record=True)
-            found.setdefault("integer", []).append(run.output.argmax(1))
-            codes += sum(counts.numel() for counts in run.counts.values())
+            answers.setdefault("integer", []).append(run.output.argmax(1))
+            for name, form in forms.items():
+                found = form(x)
+                answers.setdefault(name, []).append(found.argmax(1))
+                if name in outputs:  # every output is a whole multiple of its unit: which one?
+                    _compare(outputs[name], (found.double() / run.unit).round(), run.sums[0])
+            counts += sum(kept.numel() for kept in run.counts.values())
             different += sum(int((run.counts[name][0] != seen[name]).sum()) for name in run.counts)
-    forms = answers | {name: torch.cat(parts) for name, parts in found.items()}
+            for name, form in few.items() if i * BATCH < slow else ():
+                _compare(outputs[name], form(x[: slow - i * BATCH]), run.sums[0])
+    labels = torch.cat([y for _, y in test])
+    found = {name: torch.cat(parts) for name, parts in answers.items()}
+    compared = {name: {"compared": n, "different": k} for name, (n, k) in outputs.items()}
     return {
-        "accuracy": {name: _percent(form == labels) for name, form in forms.items()},
-        "agree_with_rounded": {name: _percent(form == forms["rounded"]) for name, form in forms.items()},
-        "codes_compared": codes,
+        "accuracy": {name: _percent(form == labels) for name, form in found.items()},
+        "agree_with_rounded": {name: _percent(form == found["rounded"]) for name, form in found.items()},
+        "codes_compared": counts,
         "codes_different": different,
+        "outputs": compared,
     }
 
 
@@ -126,6 +134,22 @@ def runtimes(rounded: Any, example: Tensor, folder: Path) -> dict[str, Callable[
         "onnxruntime": lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0]),
         "openvino": lambda x: torch.from_numpy(compiled(x.numpy())[0].copy()),
     }
+
+
+def on_few(rounded: Any, folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Event by event, and the .npz file read with NumPy alone: [N, outputs] whole numbers each."""
+    path, by_event = folder / "network.npz", events(rounded)
+    export_npz(rounded, path)
+    read = runpy.run_path(str(HERE / "docs" / "read_npz.py"))["run"]
+    return {
+        "events": lambda x: by_event(x).sums[0],
+        "numpy": lambda x: torch.from_numpy(read(path, x.numpy())[0]),
+    }
+
+
+def _compare(tally: list[int], found: Tensor, sums: Tensor) -> None:
+    tally[0] += found.numel()
+    tally[1] += int((found != sums[: len(found)]).sum())
 
 
 def _inputs(test: Batches) -> Iterator[Tensor]:

@@ -78,6 +78,8 @@ def test_optional_packages_are_not_loaded_by_the_verbs():
         "zstandard",
         "onnx",
         "onnxruntime",
+        "onnxscript",
+        "nir",
     ]
     code = (
         "import sys, pmsm; [getattr(pmsm, name) for name in pmsm.__all__]; "

@@ -76,6 +76,7 @@ class _Writer:
         self.names: set[str] = set()
         self.constants: dict[str, Any] = {}
         self.codes: dict[str, int] = {}  # signals that are uint8, and their zero points
+        self.whole: dict[str, str] = {}  # layers that return whole numbers, and what a threshold is there
 
     def model(self) -> Any:
         """The whole file."""
@@ -114,10 +115,13 @@ class _Writer:
         if most - least > 255:
             raise QuantizationError(f"{name!r} has counts {least}..{most}: 8 bits hold 256 levels at most.")
         self.codes[name] = -least
-        constants = [self.scale(1 / parts), self.byte(-least)]
+        constants, axis = [self.scale(1 / parts), self.byte(-least)], {}
+        if x in self.whole:
+            zeros = np.full(self.constants[self.whole[x]].dims[0], -least, np.uint8)
+            constants, axis = [self.whole[x], self.constant(f"{name}.zeros", zeros)], {"axis": 1}
         if most - least == 255:
-            return self.node("QuantizeLinear", [x, *constants], name)
-        codes = self.node("QuantizeLinear", [x, *constants], f"{name}.unclipped")
+            return self.node("QuantizeLinear", [x, *constants], name, **axis)
+        codes = self.node("QuantizeLinear", [x, *constants], f"{name}.unclipped", **axis)
         return self.node("Clip", [codes, self.byte(0), self.byte(most - least)], name)
 
     def floats(self, name: str, worth: float = 1.0) -> str:
@@ -160,9 +164,11 @@ def _named_apart(operation: Operation) -> Operation:
 
 
 def _input(writer: _Writer, operation: Operation) -> None:
-    step = writer.scale(operation.settings["step"])
-    scaled = writer.node("Div", ["input", step], "input_in_steps")
-    writer.quantized(scaled, operation.name, -operation.largest, operation.largest)
+    """As `InputGrid`, operation by operation: runtimes round near ties in ways of their own."""
+    scaled = writer.node("Div", ["input", writer.scale(operation.settings["step"])], "input_in_steps")
+    above = writer.node("Add", [scaled, writer.scale(0.5)], "input_and_half")
+    whole = writer.node("Floor", [above], "input_in_whole_steps")
+    writer.quantized(whole, operation.name, -operation.largest, operation.largest)
 
 
 def _layer(writer: _Writer, operation: Operation) -> None:
@@ -178,11 +184,17 @@ def _layer(writer: _Writer, operation: Operation) -> None:
         unit = worth / site.arrays["threshold"]
         if reader.kind != "sum" or name == _first_layer(writer, reader):
             bias = bias + site.arrays["start"] // worth  # whole: see `quantize_weights`
-    scales = writer.constant(f"{name}.unit", np.broadcast_to(unit, bias.shape).astype(np.float32))
+    unit = np.broadcast_to(unit, bias.shape)
+    in_float = operation.inputs[0] not in writer.codes  # sums of windows are too wide for 8 bits
+    if in_float and site is not None and reader is not None and reader.kind == "neuron":
+        thresholds = site.arrays["threshold"].astype(np.float32)
+        writer.whole[name] = writer.constant(f"{name}.threshold", thresholds)
+        unit = np.ones_like(unit)
+    scales = writer.constant(f"{name}.unit", unit.astype(np.float32))
 
     def whole(part: str, values: np.ndarray) -> str:
         """Name of the constant as floats: kept as whole numbers wherever engines read them exactly."""
-        if operation.inputs[0] not in writer.codes:  # or else OpenVINO would round what arrives to 8 bits
+        if in_float:
             by_row = unit.reshape(-1, *[1] * (values.ndim - 1))
             return writer.constant(f"{name}.{part}", (values * by_row).astype(np.float32))
         zeros = writer.constant(f"{name}.{part}_zeros", np.zeros(len(bias), values.dtype))
@@ -305,14 +317,16 @@ def _sumpool(writer: _Writer, operation: Operation) -> None:
         axes = writer.constant("pixels", np.array([2, 3], np.int64))
         writer.node("ReduceSum", [x, axes], name, keepdims=1)
         return
-    mean = _pool(writer, operation, "AveragePool", x, f"{name}.mean", count_include_pad=1)
-    writer.node("Mul", [mean, writer.scale(float(np.prod(kernel)))], name)
+    channels = operation.shape[0]  # no AveragePool: OpenVINO would round the means of codes to 8 bits
+    ones = writer.constant(f"{name}.ones", np.ones((channels, 1, *kernel), np.float32))
+    geometry = {"strides": [*operation.settings["stride"]], "pads": [*operation.settings["padding"]] * 2}
+    writer.node("Conv", [x, ones], name, group=channels, **geometry)
 
 
 def _move(writer: _Writer, operation: Operation) -> None:
     index, name, x = operation.arrays["index"], operation.name, operation.inputs[0]
     before = writer.by_name[x].shape
-    subsampled = _as_subsample(index, before)
+    subsampled = as_subsample(index, before)
     one = len(operation.inputs) == 1
     if one and np.array_equal(index.ravel(), np.arange(int(np.prod(before)))):
         shape = writer.constant(f"{name}.shape", np.array([-1, *operation.shape], np.int64))
@@ -348,7 +362,7 @@ def _gather(writer: _Writer, operation: Operation) -> None:
     writer.node("Reshape", [moved, shape], name)
 
 
-def _as_subsample(
+def as_subsample(
     index: np.ndarray, before: tuple[int, ...]
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """((stride down, stride right), (zero channels in front, behind)) where a move is just that, or None."""

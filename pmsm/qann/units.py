@@ -44,6 +44,55 @@ class InputGrid(nn.Module):
         return f"step={self.step}"
 
 
+class WholeConv2d(nn.Conv2d):
+    """A convolution whose weights are whole multiples of a unit per output channel, beside those numbers.
+
+    Buffers: `weight_codes` int8, shaped as the weights; `bias_codes` [O] int32; `unit` [O] float64. They
+    stand for weight * step of the input channel = weight_codes * unit, and bias = bias_codes * unit.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: Any = "zeros",
+    ):  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        )
+        _hold_codes(self)
+
+
+class WholeLinear(nn.Linear):
+    """As `WholeConv2d`, for a matrix."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        _hold_codes(self)
+
+
+WHOLE_LAYERS = (WholeConv2d, WholeLinear)
+
+
+def _hold_codes(layer: Any) -> None:
+    layer.register_buffer("weight_codes", torch.zeros_like(layer.weight, dtype=torch.int8))
+    layer.register_buffer("bias_codes", torch.zeros(len(layer.weight), dtype=torch.int32))
+    layer.register_buffer("unit", torch.ones(len(layer.weight), dtype=torch.float64))
+
+
+def whole_layer(layer: Any) -> Any:
+    """A layer with the parameters of `layer`, and room for codes."""
+    if isinstance(layer, nn.Linear):
+        whole: Any = WholeLinear(layer.in_features, layer.out_features)
+    else:
+        whole = WholeConv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+            layer.dilation, layer.groups,
+        )  # fmt: skip
+    whole.weight = layer.weight
+    for name, child in layer.named_children():
+        whole.add_module(name, child)
+    return whole.to(layer.weight.device).train(layer.training)
+
+
 class Units:
     """Walks through a network in its order: what is read, then `pass_on`, node by node.
 

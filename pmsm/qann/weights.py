@@ -13,7 +13,7 @@ from pmsm.graph import Network, Node
 from pmsm.methods.base import Quantizer
 from pmsm.qann.align import align, is_sum, site_behind, steps
 from pmsm.qann.potential import Sample, match_means
-from pmsm.qann.units import LAYERS, InputGrid, Units, per_input, refuse_other
+from pmsm.qann.units import LAYERS, InputGrid, Units, per_input, refuse_other, whole_layer
 
 CLIPPINGS = 25
 """How many weight steps are tried per output channel, from the one that clips nothing down to 0.6 of it."""
@@ -86,7 +86,7 @@ def quantize_weights(
 
 
 def _round_layer(network: Network, node: Node, unit: Tensor, bits: int) -> None:
-    """Give a layer whole numbers, kept as buffers beside the weights that they stand for.
+    """Put a layer of whole numbers in the place of another.
 
     Args:
         unit: [in channels], activation units of one count.
@@ -107,11 +107,13 @@ def _round_layer(network: Network, node: Node, unit: Tensor, bits: int) -> None:
             f"weights, more than int32 holds. Its weights are next to nothing: remove dead channels."
         )
     rounded = (codes * step[:, None]).view_as(folded)
-    layer.weight.copy_(rounded / reads)
-    layer.bias = nn.Parameter((bias_codes * step).to(layer.weight.dtype))
-    layer.register_buffer("weight_codes", codes.view_as(folded).to(torch.int8))
-    layer.register_buffer("bias_codes", bias_codes.to(torch.int32))
-    layer.register_buffer("unit", step)
+    whole = whole_layer(layer)
+    whole.weight.copy_(rounded / reads)
+    whole.bias = nn.Parameter((bias_codes * step).to(layer.weight.dtype))
+    whole.weight_codes.copy_(codes.view_as(folded))
+    whole.bias_codes.copy_(bias_codes)
+    whole.unit.copy_(step)
+    network.set_submodule(str(node.target), whole)
 
 
 def best_step(rows: Tensor, largest: int, threshold: Tensor | None) -> Tensor:

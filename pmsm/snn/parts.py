@@ -18,6 +18,7 @@ from pmsm.graph.vocabulary import Vocabulary, public_name
 from pmsm.methods.base import MAX_LEVELS, Quantizer
 from pmsm.methods.neuron import Neuron, TrackingNeuron
 from pmsm.methods.unary import UnaryNeuron
+from pmsm.qann.units import WHOLE_LAYERS, InputGrid
 from pmsm.snn.convert import RULES
 from pmsm.snn.sites import built_site, described_site
 from pmsm.snn.temporal import Static, TensorMethod
@@ -30,7 +31,7 @@ CLASSES: dict[str, type[nn.Module]] = {
         for kind in _KINDS
         if isinstance(kind, type) and getattr(nn, kind.__name__, None) is kind
     },
-    **{kind.__name__: kind for kind in (Neuron, TrackingNeuron, Repeat, Collapse)},
+    **{kind.__name__: kind for kind in (Neuron, TrackingNeuron, Repeat, Collapse, InputGrid, *WHOLE_LAYERS)},
 }
 """Name -> class whose constructor's parameters are attributes of its instances; each rule brings its type."""
 _NAMES = {kind: name for name, kind in CLASSES.items()}

@@ -91,16 +91,17 @@ def test_what_was_evaluated_and_measured_can_be_compared(home):
     assert "<svg" in (home / "pareto.svg").read_text()
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".onnx"])
-def test_a_run_is_exported_in_the_form_that_the_suffix_says(home, suffix):
-    done = pmsm_command(home, "export", "mine", "--to", f"net{suffix}", "--json")
+@pytest.mark.parametrize("to", ["safetensors", "npz", "onnx", "pt2"])
+def test_a_run_is_exported_and_answers_as_before(home, to):
+    done = pmsm_command(home, "export", "mine", "--to", to, "--json")
     assert done.exit_code == 0, done.stderr
     row = json.loads(done.stdout)
-    assert row["bytes"] == (home / f"net{suffix}").stat().st_size > 0
+    written = home / "mine" / f"net.{to}"
+    assert row["bytes"] == written.stat().st_size > 0
     assert row["samples"] == 250
-    assert row["agreement"] == 100 if suffix == ".safetensors" else row["agreement"] > 90
-    if suffix == ".safetensors":
-        assert pmsm_command(home, "show", f"net{suffix}").exit_code == 0
+    assert row["agreement"] == 100 if to in ("safetensors", "pt2") else row["agreement"] > 90
+    if to == "safetensors":
+        assert pmsm_command(home, "show", str(written)).exit_code == 0
 
 
 def test_a_network_of_the_users_is_trained_under_the_name_that_explain_takes(home):
@@ -139,7 +140,7 @@ def test_compare_alone_prints_what_is_published(home):
     [
         (["compare", "nowhere"], "cannot compare 'nowhere'"),
         (["compare", "--out", "table.xls"], "--out takes files that end in .md, .csv, .json, .svg, .txt"),
-        (["export", "mine", "--to", "net.zip"], "cannot export to 'net.zip', its suffix says the form"),
+        (["export", "mine", "--to", "zip"], "the formats are npz, c, nir, onnx, pt2, safetensors, got 'zip'"),
         (["calibrate", "--model", "own:none"], "own has no 'none'"),
         (["calibrate", "--model", "own:build", "--weights", "none.safetensors"], "cannot read weights from"),
         (["calibrate", "--model", "small", "--weights", "net.safetensors"], "are not those of SmallResNet"),

@@ -64,15 +64,29 @@ def test_onnxruntime_computes_what_the_rounded_network_does(randomize, tmp_path,
         assert torch.allclose(in_onnxruntime(path)(batch), expected[: len(batch)], rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["subsampled residual", "pooled residual"])
-def test_openvino_computes_what_the_rounded_network_does(randomize, tmp_path, name):
+def in_openvino(path):
     openvino = pytest.importorskip("openvino")
-    qann, x, path = exported(randomize, tmp_path, name, 9)
     # In float32: left to itself, OpenVINO takes bfloat16 where the processor has it.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    found = openvino.Core().compile_model(path, "CPU", settings)(x.numpy())[0]
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_openvino_computes_what_the_rounded_network_does(randomize, tmp_path, name):
+    qann, x, path = exported(randomize, tmp_path, name, 9)
     with torch.no_grad():
-        assert torch.allclose(torch.from_numpy(found), qann(x), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(in_openvino(path)(x), qann(x), rtol=1e-5, atol=2e-5)
+
+
+def test_inputs_between_two_whole_steps_are_rounded_alike(randomize, tmp_path):
+    qann, _, path = exported(randomize, tmp_path, "signed, concatenation", 9)
+    halves = (torch.randint(-200, 200, (64, 2, 8, 8)) + 0.5) / 32
+    x = halves + torch.randint(-2, 3, halves.shape) * 2.0**-22  # a tie, or a last bit beside one
+    expected = pmsm.integer(qann)(x)
+    for runtime in (in_onnxruntime, in_openvino):
+        whole = (runtime(path)(x).double() / expected.unit).round()
+        assert torch.equal(whole, expected.sums[0].double())
 
 
 def test_every_convolution_of_an_aligned_resnet_runs_on_8_bit_kernels(randomize, tmp_path):

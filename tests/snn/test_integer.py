@@ -111,6 +111,16 @@ def test_numpy_alone_reads_the_exported_file(rounded, tmp_path):
     assert torch.equal(found, pmsm.integer(qann)(x, 3).sums)
 
 
+@pytest.mark.parametrize("form", [lambda qann: qann, pmsm.convert], ids=["qann", "snn"])
+def test_a_rounded_network_is_saved_whole(rounded, tmp_path, form):
+    qann, x = rounded
+    pmsm.save(form(qann), tmp_path / "net.safetensors")
+    loaded = pmsm.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(x), qann(x))
+    assert torch.equal(pmsm.integer(loaded)(x, 3).sums, pmsm.integer(qann)(x, 3).sums)
+
+
 @pytest.mark.parametrize("largest", [100, 1000, 100_000])
 def test_products_of_any_size_are_exact(largest):
     x = torch.randint(-largest, largest + 1, (50, 30), dtype=torch.int32)
