@@ -32,7 +32,7 @@ from pmsm.study.demo import environment
 RESULTS = Path(__file__).parent.parent / "results" / "early_exit.jsonl"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights, from their README
 TIMESTEPS = 8
-GRID = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+GRID = tuple(percent / 100 for percent in range(50, 100))
 FOLDS = 10
 BUDGET = 1.3  # steps on average
 
