@@ -19,11 +19,7 @@ def train(
         str, typer.Option(help="Folder of images, or events: nmnist:DIR, dvs128gesture:DIR, shd:FILE, ...")
     ] = "",
     model: Annotated[
-        str | None,
-        typer.Option(
-            help="small, timm:<name>, torchvision:<name>, or <module>:<function that makes it>. "
-            "Default: small."
-        ),
+        str | None, typer.Option(help="small, timm:<name>, torchvision:<name>, <module>:<function>, ...")
     ] = None,
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="Frames that a recording is cut into. Default: 8.")
