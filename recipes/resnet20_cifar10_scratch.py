@@ -11,5 +11,5 @@ RECIPE = Recipe(
     pretraining=Phase(epochs=30, lr=0.1, weight_decay=1e-4, warmup_epochs=1.0),
     qat=Phase(epochs=15, lr=0.02, weight_decay=1e-4, warmup_epochs=0.5),
     distill=0.5,
-    budget="45 epochs at about 128 s on one CPU core (results/cifar_resnet.jsonl), the teacher left out.",
+    budget="45 epochs at about 132 s on one CPU core (results/recipes.jsonl).",
 )

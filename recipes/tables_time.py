@@ -8,7 +8,7 @@ from tables_format import markdown, rows, spread
 
 def trained_tables() -> Iterable[str]:
     """Networks with more on board than the demo's: pretrained ResNets, a vision transformer."""
-    found = rows("cifar_resnet.jsonl") + rows("vit_fashion.jsonl") + rows("recipes.jsonl")
+    found = rows("vit_fashion.jsonl") + rows("recipes.jsonl")
     if not found:
         return
     found = [{"method": "pmsm", **row} for row in found]
