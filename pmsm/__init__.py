@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pmsm.ann.evaluate import evaluate
     from pmsm.ann.train import train
-    from pmsm.methods import METHODS, PMSM, QCFS
+    from pmsm.methods import METHODS, PMSM, QCFS, STBIF
     from pmsm.qann.adopt import adopt
     from pmsm.qann.calibrate import calibrate
     from pmsm.qann.kept import kept
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "TECHNOLOGIES", "adopt", "allocate",
-    "calibrate", "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c", "export_nir",
-    "export_npz", "export_onnx", "export_program", "integer", "kept", "load", "measure", "quantize",
-    "quantize_weights", "running", "save", "simulate", "train", "verify",
+    "METHODS", "Measurement", "PMSM", "QCFS", "RULES", "Rule", "Run", "STBIF", "TECHNOLOGIES", "adopt",
+    "allocate", "calibrate", "clipped", "compare", "convert", "evaluate", "events", "explain", "export_c",
+    "export_nir", "export_npz", "export_onnx", "export_program", "integer", "kept", "load", "measure",
+    "quantize", "quantize_weights", "running", "save", "simulate", "train", "verify",
 ]  # fmt: skip
 
 _HOME = {
-    "METHODS": "methods", "PMSM": "methods", "QCFS": "methods",
+    "METHODS": "methods", "PMSM": "methods", "QCFS": "methods", "STBIF": "methods",
     "adopt": "qann.adopt", "calibrate": "qann.calibrate", "kept": "qann.kept", "clipped": "qann.quantize",
     "quantize": "qann.quantize", "quantize_weights": "qann.weights", "export_onnx": "qann.onnx",
     "integer": "snn.integer", "events": "snn.events", "export_npz": "snn.npz",

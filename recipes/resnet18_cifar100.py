@@ -1,6 +1,6 @@
 """ResNet-18 with the stem for 32x32 on CIFAR-100 from random weights: 100 epochs in float, then QAT of 50.
 
-Run: pmsm train recipes/resnet18_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/resnet18_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """ResNet-20 on CIFAR-10 from published float weights (91.73 %): QAT of 16 epochs, taught by the float one.
 
-Run: pmsm train recipes/resnet20_cifar10.py --data DIR --weights DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/resnet20_cifar10.py --data DIR --weights DIR [--levels 5|9|17]
+     [--method pmsm|qcfs|stbif]
 The weights are akamaster/pytorch_resnet_cifar10's, converted to safetensors.
 """
 

@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-100 from random weights: 60 epochs in float, then QAT of 30.
 
-Run: pmsm train recipes/resnet20_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/resnet20_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from pmsm.study.recipe import Phase, Recipe

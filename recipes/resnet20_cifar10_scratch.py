@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 from random weights: 30 epochs in float, then QAT of 15.
 
-Run: pmsm train recipes/resnet20_cifar10_scratch.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/resnet20_cifar10_scratch.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from pmsm.study.recipe import Phase, Recipe

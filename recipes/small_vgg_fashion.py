@@ -1,6 +1,6 @@
 """A slim VGG on Fashion-MNIST from random weights: 10 epochs in float, then QAT of 5; minutes on a CPU.
 
-Run: pmsm train recipes/small_vgg_fashion.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/small_vgg_fashion.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from pmsm.study.recipe import Phase, Recipe

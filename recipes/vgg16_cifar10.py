@@ -1,6 +1,6 @@
 """VGG-16 on CIFAR-10 from random weights: 100 epochs in float, then QAT of 50 in falling levels.
 
-Run: pmsm train recipes/vgg16_cifar10.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/vgg16_cifar10.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from pmsm.study.recipe import Phase, Recipe

@@ -1,6 +1,6 @@
 """VGG-16 on CIFAR-100 from random weights: 150 epochs in float, then QAT of 60 in falling levels.
 
-Run: pmsm train recipes/vgg16_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs]
+Run: pmsm train recipes/vgg16_cifar100.py --data DIR [--levels 5|9|17] [--method pmsm|qcfs|stbif]
 """
 
 from dataclasses import replace

@@ -28,7 +28,7 @@ def calibrate(
         Path | None, typer.Option(help="Its state dict, a safetensors file, unless the function loads it.")
     ] = None,
     data: Data = "",
-    method: Annotated[str, typer.Option(help="pmsm or qcfs.")] = "pmsm",
+    method: Annotated[str, typer.Option(help="pmsm, qcfs or stbif.")] = "pmsm",
     levels: Levels = 9,
     rule: Annotated[
         str | None, typer.Option(help="entropy, mse, percentile or kl. Default: the best known.")

@@ -8,6 +8,10 @@ import typer
 
 from pmsm.cli.app import Json, RunFolder, Threads, Tracked, command, find_modules, tell, use_threads, working
 
+Mode = Annotated[
+    str | None, typer.Option(help="integrate or tracking. Default: that of the method's own neuron.")
+]
+
 
 @command
 def convert(
@@ -36,7 +40,7 @@ def evaluate(
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="Steps; for events at most the frames. Default: as trained.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    mode: Mode = None,
     burst: Annotated[int | None, typer.Option(help="Most spikes per step in tracking mode.")] = None,
     reset_each_frame: Annotated[
         bool, typer.Option("--reset-each-frame", help="Forget all potentials at each frame of events.")
@@ -61,7 +65,7 @@ def evaluate(
     steps = experiment.timesteps if timesteps is None else timesteps
     watched = replace(source, test=Tracked(source.test, "evaluate"))
     row = evaluate_over_time(qann, watched, steps, mode=mode, burst=burst, reset_each_frame=reset_each_frame)
-    if mode == "integrate" and not reset_each_frame:
+    if mode is None and burst is None and not reset_each_frame:
         write_atomic(run / EVALUATION, dumps(row), DataError)
     tell(row, json, told_over_time(row))
 
@@ -77,7 +81,7 @@ def measure(
     ] = "45nm-fp32",
     convention: Annotated[str, typer.Option(help="unary, events or graded.")] = "unary",
     memory: Annotated[str | None, typer.Option(help="Charge memory as well: sram-8k, ..., dram.")] = None,
-    mode: Annotated[str, typer.Option(help="integrate or tracking.")] = "integrate",
+    mode: Mode = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(help="Another run, at the smallest T within a point of accuracy; may be repeated."),
@@ -105,7 +109,7 @@ def measure(
         convert(qann, mode=mode), batches, timesteps or 1, stream=stream, technology=technology,
         convention=convention, memory=memory, baselines=_beside(run, beside or [], timesteps or 1),
     )  # fmt: skip
-    if mode == "integrate":
+    if mode is None:
         write_atomic(run / MEASUREMENT.format(found.timesteps), found.as_json(), DataError)
     typer.echo(found.as_json() if json else str(found))
 

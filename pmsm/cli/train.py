@@ -24,7 +24,9 @@ def train(
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="Frames that a recording is cut into. Default: 8.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="pmsm or qcfs. Default: the recipe's, pmsm.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="pmsm, qcfs or stbif. Default: the recipe's, pmsm.")
+    ] = None,
     levels: Annotated[int | None, typer.Option(help="Codes per site. Default: the recipe's, 9.")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of the float network; QAT takes half as many. Default: 20.")

@@ -3,5 +3,6 @@
 from pmsm.methods.base import Method
 from pmsm.methods.pmsm import PMSM
 from pmsm.methods.qcfs import QCFS
+from pmsm.methods.stbif import STBIF
 
-METHODS: dict[str, type[Method]] = {"pmsm": PMSM, "qcfs": QCFS}
+METHODS: dict[str, type[Method]] = {"pmsm": PMSM, "qcfs": QCFS, "stbif": STBIF}

@@ -80,10 +80,14 @@ def check_levels(levels: object, method: str) -> None:
 class Method:
     """A conversion method: algorithm and settings in one; its type is the algorithm.
 
-    `exact` says whether the method promises that the SNN equals its QANN at T=1.
+    `exact` says whether the method promises that the SNN equals its QANN at T=1; `mode` and `burst` are those
+    of its own neuron, as in `convert`; `label` is what tables call it.
     """
 
     exact: ClassVar[bool] = True
+    label: ClassVar[str] = ""
+    mode: ClassVar[str] = "integrate"
+    burst: ClassVar[int | None] = None
 
     def __repr__(self) -> str:
         """As one would write it: what differs from the defaults, and the levels."""

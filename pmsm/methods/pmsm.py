@@ -38,6 +38,7 @@ class PMSM(Method):
     levels: int = 9
     split: str | tuple[int, int] = "entropy"
     per_channel: bool = True
+    label: ClassVar[str] = "PMSM"
 
     def __post_init__(self) -> None:
         check_levels(self.levels, "PMSM")

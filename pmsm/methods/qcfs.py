@@ -34,6 +34,7 @@ class QCFS(Method):
 
     levels: int = 9
     start: float | str = 8.0
+    label: ClassVar[str] = "QCFS-IF"
     exact: ClassVar[bool] = False  # binary spikes cannot say L levels in one timestep
 
     def __post_init__(self) -> None:

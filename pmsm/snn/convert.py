@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from pmsm import graph
 from pmsm.errors import ConversionError
 from pmsm.graph import Network, Node
-from pmsm.methods.base import Quantizer
+from pmsm.methods.base import Method, Quantizer
 from pmsm.qann.quantize import refuse_bad_weights
 from pmsm.qann.units import InputGrid
 from pmsm.snn.temporal import Rule, Static, TensorMethod
@@ -69,7 +69,7 @@ DIVISIONS = {operator.truediv, torch.div, "div"}
 def convert(
     qann: Network,
     *,
-    mode: str = "integrate",
+    mode: str | None = None,
     burst: int | None = None,
     rules: Mapping[Any, Any] = RULES,
     skip: Iterable[str] = (),
@@ -84,8 +84,9 @@ def convert(
         qann: calibrated quantized network; left untouched.
         mode: "integrate": a rate code, the read-out is the mean over the steps and tends to the clipped float
             network. "tracking": a differential code, the read-out is the sum of the spikes and settles on the
-            output of `qann`; after that nothing is sent.
-        burst: most spikes per neuron and step in tracking mode; default: enough to settle in one step.
+            output of `qann`; after that nothing is sent. None: that of the method's own neuron.
+        burst: most spikes per neuron and step in tracking mode; default: enough to settle in one step, or
+            what the method's own neuron sends.
         rules: how each operator runs over time; extend with `RULES | {MyLayer: Rule.LINEAR}`.
         skip: name patterns of operators that run float, as static maps, without a rule of their own.
         fold: fold BatchNorm into the layers in front, for deployment; equal up to rounding only.
@@ -104,6 +105,7 @@ def convert(
     _refuse_unknown(qann, rules, tuple(skip))
     snn = graph.fold_batchnorm(qann) if fold else copy.deepcopy(qann)
     snn.eval()
+    mode, burst = _mode_of(snn, mode, burst)
     snn.meta["mode"] = mode
     snn.meta["batch_first"] = graph.keeps_batch_first(snn)
     signals = graph.signals(snn)
@@ -119,6 +121,23 @@ def convert(
         elif rule is STATIC and mode == "integrate":  # tracking: sums travel, f of the sums is what arrives
             _make_static(snn, node, signals)
     return unrolled(graph.finish(snn)) if unroll else graph.finish(snn)
+
+
+def _mode_of(network: Network, mode: str | None, burst: int | None) -> tuple[str, int | None]:
+    """What was asked for, or the neuron of the method: all sites of a network send the same way."""
+    if mode is not None:
+        return mode, burst
+    sites = [quantizer for _, quantizer in graph.modules(network, Quantizer)]
+    own: set[tuple[str, int | None]] = {
+        (q.method.mode, q.method.burst) for q in sites if isinstance(getattr(q, "method", None), Method)
+    }
+    if len(own) > 1:
+        raise ConversionError(
+            "the methods of the sites send in different modes. Say which one, "
+            "pmsm.convert(qann, mode='tracking') or mode='integrate'."
+        )
+    default, most = own.pop() if own else (Method.mode, Method.burst)
+    return default, most if burst is None else burst
 
 
 def rule_for(

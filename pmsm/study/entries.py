@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmsm.errors import CheckpointError, DataError
+from pmsm.methods import METHODS
 
 RECORD, RUN, EVALUATION = "record.json", "run.json", "evaluation.json"
 """In the folder of a run: what `pmsm demo` writes; what `train` and `calibrate` write, and `evaluate`."""
@@ -133,7 +134,8 @@ def _method(line: Mapping[str, Any]) -> str:
     method = str(line.get("method", "pmsm"))
     if "," in method and "(" not in method:
         return method  # a whole name
-    short = method.partition("(")[0].upper().replace("QCFS", "QCFS-IF")
+    name = method.partition("(")[0].lower()
+    short = METHODS[name].label if name in METHODS else name.upper()
     trained = "after QAT" if line.get("epochs") else "calibrated only"
     rule = f", rule {line['rule']}" if "rule" in line else ""
     return f"{short}, {trained}{rule}"

@@ -208,7 +208,7 @@ def prove(qann: Network, source: Source) -> Verification:
 
 
 def evaluate_over_time(
-    qann: Network, source: Source, timesteps: int, *, mode: str = "integrate", burst: int | None = None,
+    qann: Network, source: Source, timesteps: int, *, mode: str | None = None, burst: int | None = None,
     reset_each_frame: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy in percent and spikes after each step, on the stream or on images shown for `timesteps` steps.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pmsm.errors import SettingsError
 from pmsm.graph import Network
+from pmsm.methods import METHODS
 from pmsm.snn.convert import convert
 from pmsm.study.demo import WITHIN
 from pmsm.study.experiment import evaluate_over_time, load_experiment
@@ -38,7 +39,7 @@ def standing(folder: Path, timesteps: int, watch: Watch = unwatched) -> Standing
             f"smallest T. Measure it by itself, pmsm measure {folder}, and compare the two."
         )
     watched = replace(source, test=watch(source.test, str(folder)))
-    label = f"{experiment.method.upper().replace('QCFS', 'QCFS-IF')} of {folder}"
+    label = f"{METHODS[experiment.method].label} of {folder}"
     return Standing(label, qann, source.name, evaluate_over_time(qann, watched, timesteps)["accuracy"])
 
 

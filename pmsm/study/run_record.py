@@ -81,7 +81,7 @@ class _Recorder:
 
     def record(self, qann: Network) -> dict[str, Any]:
         """The record; the evaluation is left in the folder as well."""
-        label = self.experiment.method.upper().replace("QCFS", "QCFS-IF")
+        label = self.method.label
         name = f"{label}, after QAT" if self.epochs else f"{label}, calibrated only"
         rows = [self._method(qann, name, self.epochs)]
         if self.epochs and (before := self._before()) is not None:

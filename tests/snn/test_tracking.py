@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pmsm.ann.models import resnet20, small_vgg
 from pmsm.ann.models.vit import VisionTransformer
-from pmsm.methods import PMSM, QCFS
+from pmsm.methods import PMSM, QCFS, STBIF
 from pmsm.methods.neuron import NeuronState, TrackingNeuron
 from pmsm.qann.calibrate import calibrate
 from pmsm.qann.quantize import quantize
@@ -117,3 +117,23 @@ def test_a_burst_below_one_and_a_burst_without_tracking_are_refused(qann_and_x):
         convert(qann, mode="tracking", burst=0)
     with pytest.raises(ValueError, match=r"'tracking' \(with burst\)"):
         convert(qann, burst=2)
+
+
+def test_st_bif_sends_one_spike_a_step_until_it_says_what_its_quantized_network_says():
+    torch.manual_seed(0)
+    ann, x = small_vgg(3, width=4).eval(), torch.randn(8, 3, 16, 16)
+    qann = calibrate(quantize(ann, STBIF(levels=5), x), x)
+    snn = convert(qann)
+    assert snn.meta["mode"] == "tracking"
+    run = simulate(snn, x, timesteps=40, record="counts")
+    assert all(int(spikes.counts.abs().max()) == 1 for spikes in run.spikes.values())
+    assert not torch.equal(run.outputs[0], qann(x))
+    assert torch.equal(run.output, qann(x))
+
+
+def test_a_mode_that_is_asked_for_wins_over_the_methods_own():
+    x = torch.randn(2, 3, 16, 16)
+    qann = calibrate(quantize(small_vgg(3, width=4).eval(), STBIF(levels=5), x), x)
+    assert verify(qann, convert(qann, mode="integrate"), x).exact
+    assert verify(qann, convert(qann, burst=4), x).exact
+    assert convert(qann, mode="integrate").meta["mode"] == "integrate"
