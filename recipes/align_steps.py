@@ -1,20 +1,19 @@
 """How much does it cost to let residual steps share a profile, and which mean of them costs least?
 
-Run: .venv/bin/python recipes/align_steps.py --data CIFAR10_FOLDER --weights FILE [--images 3000]
+Run: .venv/bin/python recipes/align_steps.py --data CIFAR10_FOLDER --weights FOLDER [--images 3000]
 ResNet-20, calibrated on 512 training images, not trained, weights in floating point: only the steps move. The
 Kullback-Leibler divergence, in nats, of the quantized network's answers from the float network's, on other
 training images, whose labels are not read. `pmsm.qann.align.POWER` follows this. One line per number of
 levels goes to results/align_steps.jsonl.
 """
 
-import argparse
 import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from deployed import MEAN, STD, network_and_data
+from pretrained import arguments, network, pictures
 from torch import Tensor
 
 from pmsm import graph
@@ -35,19 +34,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Every number of levels, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser = arguments(__doc__, RESULTS)
     parser.add_argument("--images", type=int, default=3_000)
     parser.add_argument("--levels", type=int, action="append", help="Default: 9, 17 and 33.")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ann, train, _ = network_and_data(options.weights, options.data)
-    calibration = normalize(train.images[:512], MEAN, STD)
-    others = normalize(train.images[512 : 512 + options.images], MEAN, STD)
+    ann = network("resnet20", options.weights)
+    train, _ = pictures(options.data, options.weights)
+    calibration = normalize(train.images[:512], train.mean, train.std)
+    others = normalize(train.images[512 : 512 + options.images], train.mean, train.std)
     wanted = log_shares(ann, others)
     for levels in options.levels or (9, 17, 33):
         qann = calibrate(quantize(ann, PMSM(levels=levels), calibration[:2]), calibration)

@@ -1,11 +1,11 @@
 """Are levels chosen per site better than equal levels at equal energy? Calibrated only, T=1.
 
-Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLDER --weights FILE
+Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLDER --weights FOLDER
      .venv/bin/python recipes/allocate.py --network vit --data FASHION_FOLDER --weights FILE
-FILE: the pretrained ResNet-20, or float-0.safetensors of vit_fashion.py, of which two epochs are enough
-(--epochs 2 --qat-epochs 0). Steps from 512 training pictures, errors from 256 of them; test pictures are
-looked at in the end alone. The budgets are the energies that --levels everywhere need. At each of them: equal
-levels; "equal steps", which are those of equal levels, but with as many codes as clip next to nothing; and
+FOLDER: of the pretrained ResNet-20. FILE: float-0.safetensors of vit_fashion.py, of which two epochs are
+enough (--epochs 2 --qat-epochs 0). Steps from 512 training pictures, errors from 256 of them; test pictures
+are looked at in the end alone. The budgets are the energies that --levels everywhere need. At each of them:
+equal levels; "equal steps", which are those of equal levels, but with as many codes as clip next to nothing; and
 what `allocate` chooses by each of --criteria. Accuracy on the first --images test pictures, with the standard
 error of its difference to equal levels picture by picture; energy on 256 of them. One line each goes to
 results/allocate.jsonl. The lines that are kept: both criteria; ResNet-20 with --candidates 3 4 5 6 7 8 9 11
@@ -15,19 +15,17 @@ results/allocate.jsonl. The lines that are kept: both criteria; ResNet-20 with -
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pretrained import network, pictures
 from torch import Tensor, nn
 from vit_fashion import Rgb
 
 from pmsm.ann.checkpoint import load_weights
-from pmsm.ann.data import cifar10, fashion_mnist
+from pmsm.ann.data import fashion_mnist
 from pmsm.ann.data.images import Batches
-from pmsm.ann.models.resnet import resnet20
 from pmsm.ann.models.vit import VisionTransformer
 from pmsm.ann.train import evaluate
 from pmsm.graph import Network
@@ -42,7 +40,6 @@ from pmsm.study.demo import environment
 from pmsm.study.energy.measure import measure
 
 RESULTS = Path(__file__).parent.parent / "results" / "allocate.jsonl"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the ResNet's weights
 LEVELS = (5, 7, 9)
 
 
@@ -152,9 +149,8 @@ def answers(qann: Network, test: Any) -> Tensor:
 def load(options: argparse.Namespace) -> tuple[nn.Module, Any, Any, Any, dict[str, str]]:
     """Network, batches to calibrate on, test batches, the 256 pictures of the energy, and their names."""
     if options.network == "resnet20":
-        train_set, test_set = (replace(images, mean=MEAN, std=STD) for images in cifar10(options.data))
-        ann: nn.Module = resnet20()
-        ann.load_state_dict(load_file(options.weights), strict=True)
+        train_set, test_set = pictures(options.data, options.weights)
+        ann: nn.Module = network("resnet20", options.weights)
         name = {"network": "resnet20", "data": "CIFAR-10"}
     else:
         train_set, test_set = fashion_mnist(options.data)

@@ -2,24 +2,20 @@
 
 Run: .venv/bin/python recipes/calibration_rules.py --data CIFAR10_FOLDER --weights FOLDER
      [--network resnet20] [--rules mse entropy percentile kl batchnorm] [--levels 5 9 17 33] [--timesteps 4]
-The folder of weights holds akamaster_resnet{20,32,44,56}_cifar10.safetensors. Steps and initial potentials
+Steps and initial potentials
 from 1,024 training pictures, accuracy on all test pictures. "batchnorm" uses no data: rule mse on the
 Gaussians that BatchNorm implies. One line per rule and level goes to results/calibration_rules.jsonl.
 """
 
-import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pretrained import NETWORKS, arguments, network, pictures
 from torch import nn
 
-from pmsm.ann.data import cifar10
 from pmsm.ann.data.images import Batches
-from pmsm.ann.models import resnet20, resnet32, resnet44, resnet56
 from pmsm.ann.train import evaluate
 from pmsm.methods import PMSM
 from pmsm.qann.calibrate import calibrate
@@ -29,34 +25,26 @@ from pmsm.snn.convert import convert
 from pmsm.study.demo import accuracy_over_time, environment
 
 RESULTS = Path(__file__).parent.parent / "results" / "calibration_rules.jsonl"
-NETWORKS = {build.__name__: build for build in (resnet20, resnet32, resnet44, resnet56)}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights, from their README
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 CALIBRATION = 1024
 
 
 def main() -> None:
     """Every rule and level, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser = arguments(__doc__, RESULTS)
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--rules", nargs="+", choices=[*RULES, "batchnorm"], default=[*RULES, "batchnorm"])
     parser.add_argument("--levels", type=int, nargs="+", default=[5, 9, 17, 33])
     parser.add_argument("--timesteps", type=int, default=max(TIMESTEPS))
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train_set, test_set = (replace(images, mean=MEAN, std=STD) for images in cifar10(options.data))
+    train_set, test_set = pictures(options.data, options.weights)
     calibration = Batches(train_set.take(slice(0, CALIBRATION)), 128)
     test = Batches(test_set.take(slice(0, options.images)), 250)
-    ann = NETWORKS[options.network]()
-    ann.load_state_dict(load_file(options.weights / f"akamaster_{options.network}_cifar10.safetensors"))
+    ann = network(options.network, options.weights)
     base = {"recipe": "calibration_rules", "network": options.network, "images": options.images,
-            "calibrated_on": CALIBRATION, "float_accuracy": evaluate(ann.eval(), test)}  # fmt: skip
+            "calibrated_on": CALIBRATION, "float_accuracy": evaluate(ann, test)}  # fmt: skip
     timesteps = tuple(t for t in TIMESTEPS if t <= options.timesteps)
     for levels in options.levels:
         for rule in options.rules:

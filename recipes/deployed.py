@@ -1,6 +1,6 @@
 """Does the network that is shipped compute what the quantized network does? ResNet-20 on CIFAR-10.
 
-Run: .venv/bin/python recipes/deployed.py --data CIFAR10_FOLDER --weights FILE [--images 10000] [--levels 9]
+Run: .venv/bin/python recipes/deployed.py --data CIFAR10_FOLDER --weights FOLDER [--images 10000] [--levels 9]
 Calibrated on 512 training images, not trained; int8 weights and input. Beside each other: the accuracy of the
 float network, the quantized network, its rounded copy in float32 (int8 weights), the integer network, the
 network of events, docs/read_npz.py on the exported .npz, and the ONNX file in onnxruntime and OpenVINO; and
@@ -8,24 +8,20 @@ how many counts and outputs differ. Events and NumPy run on the first `--slow` i
 goes to results/deployed.jsonl. Needs the extra `onnx`, and openvino.
 """
 
-import argparse
 import json
 import runpy
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import openvino
 import torch
-from safetensors.torch import load_file
+from pretrained import arguments, network, pictures
 from torch import Tensor
 
-from pmsm.ann.data import cifar10
-from pmsm.ann.data.images import Batches, Images
-from pmsm.ann.models import resnet20
+from pmsm.ann.data.images import Batches
 from pmsm.methods import PMSM
 from pmsm.methods.base import Quantizer
 from pmsm.qann.calibrate import calibrate
@@ -39,26 +35,21 @@ from pmsm.study.demo import environment
 
 HERE = Path(__file__).parent.parent
 RESULTS = HERE / "results" / "deployed.jsonl"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights, from their README
 BATCH = 250
 
 
 def main() -> None:
     """Every number of levels and kind of step, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser = arguments(__doc__, RESULTS)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--slow", type=int, default=BATCH, help="images for events and NumPy")
     parser.add_argument("--levels", type=int, action="append", help="default: 9, 17 and 33")
     parser.add_argument("--own-steps", action="store_true", help="aligned=False")
     parser.add_argument("--per-site", action="store_true", help="per_channel=False")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ann, train, test = network_and_data(options.weights, options.data)
+    ann = network("resnet20", options.weights)
+    train, test = pictures(options.data, options.weights)
     calibration = Batches(train.take(slice(0, 512)), 128)
     images = test.take(slice(0, options.images))
     for levels in options.levels or (9, 17, 33):
@@ -72,14 +63,6 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         with options.results.open("a") as file:
             file.write(json.dumps(row | {"environment": environment(0)}) + "\n")
-
-
-def network_and_data(weights: Path, folder: Path) -> tuple[Any, Images, Images]:
-    """The float network, and training and test images normalized as its weights expect."""
-    train, test = (replace(images, mean=MEAN, std=STD) for images in cifar10(folder))
-    ann = resnet20()
-    ann.load_state_dict(load_file(weights), strict=True)
-    return ann.eval(), train, test
 
 
 @torch.no_grad()

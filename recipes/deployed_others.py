@@ -35,8 +35,6 @@ from pmsm.snn.explicit import export_program
 from pmsm.study.demo import environment
 
 RESULTS = Path(__file__).parent.parent / "results" / "deployed_others.jsonl"
-
-
 NETWORKS = ("vgg16", "vit", "vit_fashion")
 
 

@@ -1,25 +1,22 @@
 """How many timesteps does a picture need? A pretrained ResNet-20, calibrated only, stopping when it is sure.
 
-Run: .venv/bin/python recipes/early_exit.py --data CIFAR10_FOLDER --weights FILE [--levels 9 17 33]
+Run: .venv/bin/python recipes/early_exit.py --data CIFAR10_FOLDER --weights FOLDER [--levels 9 17 33]
 Samples stop at their first step of softmax confidence >= `until` (simulate(..., until=...)), at the latest
 after T = 8. The confidence needs no labels: for each tenth of the test pictures it is the largest of a grid
 with which the other nine tenths stop after at most 1.3 steps on average, and is reported on that tenth. One
 line per level goes to results/early_exit.jsonl.
 """
 
-import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pretrained import arguments, network, pictures
 from torch import Tensor
 
-from pmsm.ann.data import cifar10
 from pmsm.ann.data.images import Batches, Images
-from pmsm.ann.models.resnet import resnet20
 from pmsm.ann.train import evaluate
 from pmsm.graph import Network
 from pmsm.methods import PMSM
@@ -30,7 +27,6 @@ from pmsm.snn.simulate import simulate
 from pmsm.study.demo import environment
 
 RESULTS = Path(__file__).parent.parent / "results" / "early_exit.jsonl"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights, from their README
 TIMESTEPS = 8
 GRID = tuple(percent / 100 for percent in range(50, 100))
 FOLDS = 10
@@ -39,19 +35,13 @@ BUDGET = 1.3  # steps on average
 
 def main() -> None:
     """Every level, one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser = arguments(__doc__, RESULTS)
     parser.add_argument("--levels", type=int, nargs="+", default=[9, 17, 33])
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train_set, test_set = (replace(images, mean=MEAN, std=STD) for images in cifar10(options.data))
+    train_set, test_set = pictures(options.data, options.weights)
     calibration, test = Batches(train_set.take(slice(0, 1024)), 128), Batches(test_set, 250)
-    ann = resnet20()
-    ann.load_state_dict(load_file(options.weights), strict=True)
+    ann = network("resnet20", options.weights)
     float_accuracy = evaluate(ann, test)
     for levels in options.levels:
         qann = quantize(ann, PMSM(levels=levels), next(iter(calibration))[0][:2])

@@ -1,10 +1,11 @@
 """Does a trained network cost less with signed spikes at T=1 than QCFS-IF over many steps? Measured energy.
 
 Run: .venv/bin/python recipes/energy.py --network small_vgg --data FASHION_FOLDER [--seed 0]
-     .venv/bin/python recipes/energy.py --network resnet20 --data CIFAR10_FOLDER --weights FILE --images 1000
+     .venv/bin/python recipes/energy.py --network resnet20 --data CIFAR10_FOLDER --weights FOLDER
+         --images 1000
 The small VGG (five convolutions, two MaxPools) trains in float, and every method from these weights with the
 same data, epochs and learning rate. QCFS-IF starts as published (lambda = 8) and, as the strongest rival that
-we know how to train, from a calibrated lambda. ResNet-20 has pretrained weights, FILE, and is calibrated
+we know how to train, from a calibrated lambda. ResNet-20 has pretrained weights, in FOLDER, and is calibrated
 only. Accuracy on the first --images test pictures at every T up to the largest of `STEPS`, energy on
 `PRICED` of them at `STEPS` and at the smallest T at which QCFS-IF is at most a point below PMSM's T=1. One
 line per method goes to results/energy.jsonl; checkpoints lie in --out, and the same command goes on from
@@ -13,17 +14,17 @@ them.
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pretrained import network, pictures
 from torch import nn
 
-from pmsm.ann.data import cifar10, fashion_mnist
+from pmsm.ann.data import fashion_mnist
 from pmsm.ann.data.images import Batches
-from pmsm.ann.models import resnet20, small_vgg
+from pmsm.ann.models import small_vgg
 from pmsm.ann.train import evaluate, train
 from pmsm.graph import Network
 from pmsm.methods import PMSM, QCFS, Method
@@ -81,7 +82,7 @@ def main() -> None:
     )
     parser.add_argument("--network", choices=("small_vgg", "resnet20"), default="small_vgg")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, help="of ResNet-20")
+    parser.add_argument("--weights", type=Path, help="folder of ResNet-20's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--methods", default="", help="only those that begin so")
@@ -124,12 +125,11 @@ def trained(options: argparse.Namespace) -> Task:
 
 def pretrained(options: argparse.Namespace) -> Task:
     """ResNet-20 with the weights of others."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of the weights
-    train_set, test_set = (replace(images, mean=mean, std=std) for images in cifar10(options.data))
-    ann = resnet20()
-    ann.load_state_dict(load_file(options.weights), strict=True)
+    train_set, test_set = pictures(options.data, options.weights)
     names = {"network": "resnet20", "data": "CIFAR-10", "float_epochs": None, "qat_epochs": 0}
-    return Task(ann.eval(), None, *_parts(train_set, test_set, options.images), names)
+    return Task(
+        network("resnet20", options.weights), None, *_parts(train_set, test_set, options.images), names
+    )
 
 
 def _parts(train_set: Any, test_set: Any, images: int) -> tuple[Batches, Batches, Batches]:
