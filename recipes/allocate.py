@@ -5,11 +5,12 @@ Run: .venv/bin/python recipes/allocate.py --network resnet20 --data CIFAR10_FOLD
 FOLDER: of the pretrained ResNet-20. FILE: float-0.safetensors of vit_fashion.py, of which two epochs are
 enough (--epochs 2 --qat-epochs 0). Steps from 512 training pictures, errors from 256 of them; test pictures
 are looked at in the end alone. The budgets are the energies that --levels everywhere need. At each of them:
-equal levels; "equal steps", which are those of equal levels, but with as many codes as clip next to nothing; and
-what `allocate` chooses by each of --criteria. Accuracy on the first --images test pictures, with the standard
-error of its difference to equal levels picture by picture; energy on 256 of them. One line each goes to
-results/allocate.jsonl. The lines that are kept: both criteria; ResNet-20 with --candidates 3 4 5 6 7 8 9 11
-13 17, the transformer, each of whose sites tries every split, with --candidates 3 5 7 9 13 17.
+equal levels; "equal steps", which are those of equal levels, but with as many codes as clip next to
+nothing; and what `allocate` chooses by each of --criteria. Accuracy on the first --images test pictures,
+with the standard error of its difference to equal levels picture by picture; energy on 256 of them. One
+line each goes to results/allocate.jsonl. The lines that are kept: both criteria; ResNet-20 with
+--candidates 3 4 5 6 7 8 9 11 13 17, the transformer, each of whose sites tries every split, with
+--candidates 3 5 7 9 13 17.
 """
 
 import argparse
